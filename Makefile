@@ -1,0 +1,50 @@
+# urlhealth: plain `make` prints a line of help for each target.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+
+# Third parties' usage reports stay off in everything that make starts.
+export BENTOML_DO_NOT_TRACK := True
+export FEAST_USAGE := False
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test check bench lock clean
+
+help: ## print this help
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## make .venv and install the locked dependencies
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## do the whole job on a sample web and show it (SEED=n, EXIT=1 to stop after the table)
+	$(BIN)/python -m demo $(if $(SEED),--seed $(SEED)) $(if $(EXIT),--exit)
+
+run: setup ## the platform alone, on URLHEALTH_HOME (default ./var)
+	$(BIN)/urlhealth serve
+
+test: setup ## run the whole suite
+	$(BIN)/python -m pytest
+
+check: setup ## ruff, mypy, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config .importlinter
+
+bench: setup ## side-by-side measurements against peers
+	$(BIN)/python -m benchmarks
+
+lock: setup ## resolve requirements.lock anew (universal, with hashes, without index addresses)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--group dev --no-annotate --no-header --output-file requirements.lock pyproject.toml
+
+clean: ## remove the installation and the caches (not var/)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

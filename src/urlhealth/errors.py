@@ -1,0 +1,64 @@
+"""Everything that can go wrong by name. No HTTP status here: `serving/errors.py` has one table for that.
+
+    UrlHealthError
+    ├── InvalidRequest      what was asked for cannot be done as it was written
+    │   ├── InvalidUrls     some URLs of a list are none; names their positions
+    │   └── InvalidCursor
+    ├── NotFound            no such task, monitor or model
+    ├── NoModel             nothing is registered to predict with
+    ├── ModelMismatch       a registered model does not fit this version's features
+    ├── StoreUnavailable    a store cannot be opened, read or written
+    ├── LeaseLost           another process has become the writer
+    └── ConfigurationError  settings that cannot work
+
+Each message says what is wrong, where, and what to do about it.
+"""
+
+from collections.abc import Mapping
+
+
+class UrlHealthError(Exception):
+    """Base of all errors that the platform raises on purpose."""
+
+
+class InvalidRequest(UrlHealthError):
+    """What was asked for cannot be done as it was written."""
+
+
+class InvalidUrls(InvalidRequest):
+    """Some URLs of a list are not URLs that can be probed."""
+
+    def __init__(self, problems: Mapping[int, str]) -> None:
+        """`problems`: for each position in the list, from 0, what is wrong with it."""
+        self.problems = dict(problems)
+        position, reason = next(iter(self.problems.items()))
+        more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+        super().__init__(f"urls[{position}]: {reason}{more}")
+
+
+class InvalidCursor(InvalidRequest):
+    """A cursor that this list did not give out."""
+
+
+class NotFound(UrlHealthError):
+    """No such task, monitor or model."""
+
+
+class NoModel(UrlHealthError):
+    """Nothing is registered to predict with."""
+
+
+class ModelMismatch(UrlHealthError):
+    """A registered model does not fit the feature list of this version."""
+
+
+class StoreUnavailable(UrlHealthError):
+    """A store cannot be opened, read or written."""
+
+
+class LeaseLost(UrlHealthError):
+    """Another process has become the writer; what this one wanted to write was not written."""
+
+
+class ConfigurationError(UrlHealthError):
+    """Settings that cannot work."""

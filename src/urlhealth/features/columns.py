@@ -1,0 +1,102 @@
+"""How feature state is described: typed columns of fixed size, from which everything else derives.
+
+A :class:`StateView` is a list of columns. From it come the NumPy record that carries state in memory and on disk, the
+Arrow schema of the offline store, and the Feast feature view.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Dtype = Literal["float64", "float32", "int64", "int32"]
+
+#: Records of a view's dtype, shape (n,).
+States = npt.NDArray[np.void]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of carried state."""
+
+    name: str
+    dtype: Dtype
+    #: One sentence: what it holds, in which unit.
+    about: str
+    #: Number of values; 1 is a scalar, more is a Feast array of that fixed length.
+    length: int = 1
+    #: Value (of each element) before anything was observed.
+    initial: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateView:
+    """A set of columns carried for one kind of entity: a Feast feature view."""
+
+    #: Name of the Feast view, and of the folder of its Parquet segments.
+    name: str
+    #: Name of the Feast entity and of its join key.
+    entity: str
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def dtype(self) -> np.dtype[np.void]:
+        """The NumPy record of one entity's state (packed, no padding)."""
+        return np.dtype([(c.name, c.dtype) if c.length == 1 else (c.name, c.dtype, (c.length,)) for c in self.columns])
+
+    def initial(self, n: int) -> States:
+        """State of `n` entities of which nothing was observed."""
+        states = np.zeros(n, self.dtype)
+        for column in self.columns:
+            states[column.name] = column.initial
+        return states
+
+    def to_arrow(self, states: States) -> dict[str, Any]:
+        """The states as Arrow arrays by column name: scalars as they are, arrays as lists."""
+        import pyarrow as pa
+
+        arrays: dict[str, Any] = {}
+        for column in self.columns:
+            values = np.ascontiguousarray(states[column.name])
+            if column.length == 1:
+                arrays[column.name] = pa.array(values)
+            else:
+                offsets = np.arange(0, values.size + 1, column.length, dtype=np.int32)
+                arrays[column.name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+        return arrays
+
+    def from_arrow(self, table: Any) -> States:
+        """The inverse of :meth:`to_arrow` for a `pyarrow.Table`; rows without a state (nulls) get the initial one."""
+        import pyarrow as pa
+
+        states = self.initial(table.num_rows)
+        for column in self.columns:
+            data = table.column(column.name).combine_chunks()
+            if isinstance(data, pa.ChunkedArray):
+                data = pa.concat_arrays(data.chunks) if data.num_chunks else pa.array([], data.type)
+            present = np.asarray(data.is_valid())
+            if column.length == 1:
+                values = data.drop_null().to_numpy(zero_copy_only=False)
+            else:
+                values = data.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.length)
+            states[column.name][present] = values
+        return states
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One entry of the vector that models see."""
+
+    name: str
+    #: One sentence: what it is, in which unit.
+    about: str
+    #: How it reads as a reason; `{value}` is replaced by the formatted value.
+    reason: str
+
+
+def names(items: Sequence[Column] | Sequence[Feature]) -> tuple[str, ...]:
+    """The names, in order."""
+    return tuple(item.name for item in items)

@@ -1,0 +1,113 @@
+"""Every setting, in one place: this is the only module that reads the environment.
+
+Each is set by an environment variable: `URLHEALTH_` and the field's name in capitals. Feast and MLflow are configured
+by the variables that they own themselves (`FEAST_FS_YAML_FILE_PATH`, `MLFLOW_TRACKING_URI`), so that their own command
+lines and this platform cannot disagree.
+"""
+
+import os
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from urlhealth.errors import ConfigurationError
+
+#: The checkout (or the unpacked bento) that this module runs from.
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Settings(BaseSettings):
+    """The platform's settings. The defaults need no server and listen to this machine only."""
+
+    model_config = SettingsConfigDict(env_prefix="URLHEALTH_", frozen=True, extra="ignore", populate_by_name=True)
+
+    home: Path = Field(ROOT / "var", description="Folder of everything that the embedded stores keep.")
+    database_url: str = Field(
+        "", description="SQLAlchemy URL of tasks, probes and monitors. Empty: SQLite in the home folder."
+    )
+    host: str = Field("127.0.0.1", description="Address that the server listens on; loopback only.")
+    port: int = Field(8000, description="Port that the server listens on.", ge=0, le=65535)
+    allow_addresses: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="Networks, comma-separated, that may be probed although they are private, loopback or reserved.",
+    )
+    user_agent: str = Field(
+        "urlhealth/0.1 (+https://github.com/urlhealth/urlhealth)", description="User-Agent header of every probe."
+    )
+    probe_concurrency: int = Field(256, description="Probes under way at once in one process.", ge=1)
+    probe_concurrency_per_host: int = Field(8, description="Probes under way at once to one host.", ge=1)
+    max_urls_per_task: int = Field(10_000, description="URLs that one task may have.", ge=1)
+    lease_s: float = Field(8.0, description="Time after which a silent writer's lease passes to another process.", gt=0)
+    pipeline_poll_s: float = Field(0.25, description="Time between looks for probes that are not yet features.", gt=0)
+    late_s: float = Field(600.0, description="Lateness up to which a probe is put in order with the others.", ge=0)
+    known_for_s: float = Field(
+        172_800.0, description="Time for which a state is held for known after the observation that showed it.", gt=0
+    )
+    champion_poll_s: float = Field(5.0, description="Time between two looks for a newly promoted model.", gt=0)
+    mlflow_tracking_uri: str = Field(
+        "",
+        validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
+        description="MLflow's own variable. Empty: SQLite and a folder in the home folder.",
+    )
+    feast_yaml: Path = Field(
+        ROOT / "feature_repo" / "feature_store.yaml",
+        validation_alias=AliasChoices("FEAST_FS_YAML_FILE_PATH", "feast_yaml"),
+        description="Feast's own variable: the file that names Feast's stores.",
+    )
+
+    @field_validator("allow_addresses", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("home", "feast_yaml")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        """`database_url`, or the SQLite file in the home folder."""
+        return self.database_url or f"sqlite:///{self.home / 'urlhealth.db'}"
+
+    @cached_property
+    def resolved_tracking_uri(self) -> str:
+        """`MLFLOW_TRACKING_URI`, or the SQLite file in the home folder."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where the embedded MLflow keeps models and plots."""
+        return self.home / "mlflow" / "artifacts"
+
+    @property
+    def feast_home(self) -> Path:
+        """Where the embedded Feast stores and registry are."""
+        return self.home / "feast"
+
+
+def load_settings() -> Settings:
+    """The settings of this process, from the environment.
+
+    Raises:
+        ConfigurationError: naming each variable that cannot be used.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"settings from the environment cannot be used: {problems}") from error
+
+
+def quiet_third_parties() -> None:
+    """Switch off the usage reports of BentoML, Feast and MLflow in this process and its children."""
+    for name, value in {
+        "BENTOML_DO_NOT_TRACK": "True",
+        "FEAST_USAGE": "False",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,335 @@
+"""The words of the project, each defined once: targets, probes, outcomes, tasks, monitors, predictions.
+
+Everything here is plain data: frozen, keyword-only, without behaviour beyond what follows from the fields.
+Times are integers in milliseconds since 1970 UTC and end in ``_ms``; so do durations in milliseconds. Durations in
+seconds end in ``_s``, in hours in ``_h``.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Generic, Protocol, TypeVar
+
+#: Whose data it is, until there are accounts.
+LOCAL_OWNER: Final = "local"
+
+#: Name of the registered model, and the alias that serving follows.
+MODEL_NAME: Final = "url-health"
+CHAMPION: Final = "champion"
+
+#: The Feast feature service that training and serving read.
+FEATURE_SERVICE: Final = "url_health_v1"
+
+#: Returns the present time in milliseconds since 1970 UTC. Passed in wherever time matters, so tests can choose it.
+Clock = Callable[[], int]
+
+
+def system_clock() -> int:
+    """The machine's clock, in milliseconds since 1970 UTC."""
+    return time.time_ns() // 1_000_000
+
+
+class Outcome(StrEnum):
+    """What a probe found: a closed set. The class of an outcome, not its name, decides whether a target is failing."""
+
+    OK = "ok"
+    HTTP_ERROR = "http_error"
+    BLOCKED = "blocked"
+    DNS = "dns"
+    CONNECT = "connect"
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    TOO_LARGE = "too_large"
+    PROTOCOL = "protocol"
+    CONDITION = "condition"
+    REFUSED = "refused"
+    SELF = "self"
+
+    @property
+    def health(self) -> "Health":
+        """Whether this outcome says up, down, or nothing about the target."""
+        return _HEALTH[self]
+
+    @property
+    def code(self) -> int:
+        """The outcome as a small integer, its position in this class: how feature state stores it."""
+        return _CODES[self]
+
+
+class Health(StrEnum):
+    """Up, down, or unknown: the three values that states, labels and features are made of."""
+
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+#: ``blocked`` (the site does not want us), ``refused`` (we do not want the address) and ``self`` (our own network was
+#: out) say nothing about the target: neither up nor down, and never a label.
+_HEALTH: Final = {
+    **dict.fromkeys(Outcome, Health.DOWN),
+    Outcome.OK: Health.UP,
+    Outcome.BLOCKED: Health.UNKNOWN,
+    Outcome.REFUSED: Health.UNKNOWN,
+    Outcome.SELF: Health.UNKNOWN,
+}
+_CODES: Final = {outcome: code for code, outcome in enumerate(Outcome)}
+
+#: HTTP statuses by which a site says that it does not want to be asked (by us), rather than that it fails.
+BLOCKED_STATUSES: Final = frozenset({401, 403, 429})
+
+
+class ProbeSource(StrEnum):
+    """Where a probe's row came from. Simulated probes are called so wherever they are shown."""
+
+    CRAWL = "crawl"
+    IMPORT = "import"
+    SIMULATED = "simulated"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeOptions:
+    """What can change a probe's verdict. Only probes with the default options feed features."""
+
+    #: Time to wait for DNS, TCP and TLS together.
+    connect_timeout_s: float = 5.0
+    #: Time to wait for everything.
+    timeout_s: float = 10.0
+    #: Redirects to follow before the verdict is `too_many_redirects`.
+    max_redirects: int = 10
+    #: Body bytes to read before the verdict is `too_large`.
+    max_bytes: int = 10 * 1024 * 1024
+    #: Whether the certificate and its name are checked.
+    verify_tls: bool = True
+
+
+DEFAULT_OPTIONS: Final = ProbeOptions()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What is probed and judged: a normalised URL, or a named monitor of one with options of its own."""
+
+    #: Normalised as browsers do (WHATWG), without fragment.
+    url: str
+    #: Host name or address, lower case, as in the URL; with the port where it is not the scheme's own.
+    host: str
+    #: Who runs it: given with a monitor or a history, otherwise the registrable domain.
+    group: str
+    #: Name of the monitor, where it has options of its own.
+    name: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The value of the Feast entity `url`."""
+        return self.url if self.name is None else f"{self.url}#{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeResult:
+    """What one probe of one target found. A failed probe is a value like any other, never an exception."""
+
+    #: Key of the target.
+    target: str
+    #: When the probe began.
+    ts_ms: int
+    outcome: Outcome
+    #: HTTP status of the last answer; None without one.
+    status_code: int | None = None
+    #: Time until the name was resolved; None when that was not reached (so with all phases). Each phase is a duration
+    #: of its own, not a time since the start.
+    dns_ms: float | None = None
+    #: Time for the TCP connection.
+    connect_ms: float | None = None
+    #: Time for the TLS handshake.
+    tls_ms: float | None = None
+    #: Time from the request sent until the first byte of the answer.
+    first_byte_ms: float | None = None
+    #: Time for everything, redirects included.
+    total_ms: float | None = None
+    #: Body bytes read.
+    size_bytes: int = 0
+    #: Redirects followed.
+    redirects: int = 0
+    #: Where the answer came from, if not from the target's own URL.
+    final_url: str | None = None
+    #: IP address that answered.
+    address: str | None = None
+    #: "1.0", "1.1", "2" or "3".
+    http_version: str | None = None
+    #: When the server's certificate expires.
+    cert_expires_ms: int | None = None
+    #: What went wrong, in words; None for `ok`.
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeRequest:
+    """One target to probe, with what is needed to file the result under what asked for it."""
+
+    target: Target
+    options: ProbeOptions = DEFAULT_OPTIONS
+    task_id: str | None = None
+    monitor_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probed:
+    """A request and what came of it."""
+
+    request: ProbeRequest
+    result: ProbeResult
+
+
+class Dispatcher(Protocol):
+    """Takes probe requests and gives back results in batches: the engine in this process, or a queue of workers."""
+
+    @property
+    def worker_id(self) -> str:
+        """Who does the work, for `CrawlTask.workers`."""
+
+    @property
+    def capacity(self) -> int:
+        """How many more requests it can take now."""
+
+    def submit(self, requests: Sequence[ProbeRequest]) -> None:
+        """Take requests; returns at once."""
+
+    def results(self, timeout_s: float) -> list[Probed]:
+        """All that is finished; waits up to `timeout_s` for the first. Empty when there was none."""
+
+    def close(self) -> None:
+        """Stop; requests under way are dropped."""
+
+
+class TaskStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrawlTask:
+    """A set of URLs to probe once, as one caller asked for it."""
+
+    task_id: str
+    owner: str
+    status: TaskStatus
+    #: URLs as sent.
+    total: int
+    #: URLs as sent that have their result.
+    done: int
+    #: How many of the done URLs had each outcome.
+    outcomes: dict[str, int] = field(default_factory=dict)
+    #: Ids of the workers that probed for it.
+    workers: tuple[str, ...] = ()
+    options: ProbeOptions = DEFAULT_OPTIONS
+    created_ms: int
+    started_ms: int | None = None
+    finished_ms: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """One URL of a task: as it was sent, and what its probe found (None while it waits)."""
+
+    position: int
+    sent_url: str
+    result: ProbeResult | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Monitor:
+    """A target that is probed again and again."""
+
+    monitor_id: str
+    owner: str
+    target: Target
+    interval_s: int
+    paused: bool = False
+    created_ms: int
+    #: When the next probe is due.
+    next_due_ms: int
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Page(Generic[Item]):
+    """Part of a list, and the cursor that continues it (None at the end)."""
+
+    items: list[Item]
+    next_cursor: str | None
+
+
+#: Forecast horizons in hours, as requests spell them: "1h", "6h", "24h".
+HORIZONS_H: Final = (1, 6, 24)
+HORIZONS: Final = {f"{hours}h": hours for hours in HORIZONS_H}
+
+#: What the registered model returns, in this order: for each horizon the probability that the target is seen failing at
+#: any time within it, then for each horizon the probability that it is failing at its end.
+PROBABILITIES: Final = (
+    *(f"onset_{hours}h" for hours in HORIZONS_H),
+    *(f"failing_{hours}h" for hours in HORIZONS_H),
+)
+
+
+class Freshness(StrEnum):
+    """Whether a prediction rests on recent knowledge."""
+
+    FRESH = "fresh"
+    #: The newest verdict is older than the platform holds a state for known (`known_for_s`).
+    STALE = "stale"
+    #: The target was never probed.
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason:
+    """One feature that moved a prediction: its value, by how much it moved the log-odds, and a sentence."""
+
+    feature: str
+    value: float
+    contribution: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """The forecast for one URL as it was sent, and one horizon. Probabilities are None where nothing is known."""
+
+    sent_url: str
+    #: Key of the target.
+    target: str
+    horizon: str
+    #: Of being seen failing at any time within the horizon; 1 for a target that is failing now.
+    probability: float | None
+    #: Of failing at the horizon's end.
+    probability_at_end: float | None
+    status: Freshness
+    #: What the newest verdict said.
+    health: Health
+    #: Age of the newest probe.
+    age_s: float | None
+    #: Where `status` is not missing: when the state was observed.
+    observed_ms: int | None
+    model: str
+    model_version: str
+    #: Most moving first; empty unless asked for.
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureVector:
+    """The features of one URL as it was sent, at one instant. `values` is None where nothing is known."""
+
+    sent_url: str
+    target: str
+    status: Freshness
+    age_s: float | None
+    observed_ms: int | None
+    values: dict[str, float] | None
