@@ -68,13 +68,16 @@ class StateView:
                 arrays[column.name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
         return arrays
 
-    def from_arrow(self, table: Any) -> States:
-        """The inverse of :meth:`to_arrow` for a `pyarrow.Table`; rows without a state (nulls) get the initial one."""
+    def from_arrow(self, table: Any, *, prefix: str = "") -> States:
+        """The inverse of :meth:`to_arrow` for a `pyarrow.Table` whose columns may carry a prefix.
+
+        Rows without a state (nulls) get the initial one.
+        """
         import pyarrow as pa
 
         states = self.initial(table.num_rows)
         for column in self.columns:
-            data = table.column(column.name).combine_chunks()
+            data = table.column(prefix + column.name).combine_chunks()
             if isinstance(data, pa.ChunkedArray):
                 data = pa.concat_arrays(data.chunks) if data.num_chunks else pa.array([], data.type)
             present = np.asarray(data.is_valid())
@@ -84,6 +87,22 @@ class StateView:
                 values = data.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, column.length)
             states[column.name][present] = values
         return states
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StateRows:
+    """States of one view at n instants: what the pipeline writes to Feast."""
+
+    view: StateView
+    #: Strings (object), shape (n,): keys of the view's entity.
+    keys: npt.NDArray[Any]
+    #: int64, shape (n,): the instant that each state is of, ms since 1970 UTC.
+    ts_ms: npt.NDArray[np.int64]
+    #: Records of `view.dtype`, shape (n,).
+    states: States
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 @dataclass(frozen=True, kw_only=True)
