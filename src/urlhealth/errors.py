@@ -6,7 +6,9 @@
     │   └── InvalidCursor
     ├── NotFound            no such task, monitor or model
     ├── NoModel             nothing is registered to predict with
+    ├── NotEnoughHistory    too little is stored to train on
     ├── ModelMismatch       a registered model does not fit this version's features
+    ├── StateMismatch       carried feature state was made by another version or setting
     ├── StoreUnavailable    a store cannot be opened, read or written
     ├── LeaseLost           another process has become the writer
     └── ConfigurationError  settings that cannot work
@@ -48,8 +50,16 @@ class NoModel(UrlHealthError):
     """Nothing is registered to predict with."""
 
 
+class NotEnoughHistory(UrlHealthError):
+    """Too little is stored to train a model on."""
+
+
 class ModelMismatch(UrlHealthError):
     """A registered model does not fit the feature list of this version."""
+
+
+class StateMismatch(UrlHealthError):
+    """Carried feature state does not fit the columns or settings of this version."""
 
 
 class StoreUnavailable(UrlHealthError):

@@ -35,8 +35,9 @@ class Settings(BaseSettings):
         (),
         description="Networks, comma-separated, that may be probed although they are private, loopback or reserved.",
     )
-    user_agent: str = Field(
-        "urlhealth/0.1 (+https://github.com/urlhealth/urlhealth)", description="User-Agent header of every probe."
+    user_agent: str = Field("urlhealth/0.1 (URL health monitor)", description="User-Agent header of every probe.")
+    ca_file: Path | None = Field(
+        None, description="File (PEM) with certificates to trust in probes, beside the machine's own."
     )
     probe_concurrency: int = Field(256, description="Probes under way at once in one process.", ge=1)
     probe_concurrency_per_host: int = Field(8, description="Probes under way at once to one host.", ge=1)
@@ -88,6 +89,10 @@ class Settings(BaseSettings):
     def feast_home(self) -> Path:
         """Where the embedded Feast stores and registry are."""
         return self.home / "feast"
+
+    def feast_yaml_text(self) -> str:
+        """The text of `feast_yaml`, its `${VAR}` replaced from the environment, as Feast does it."""
+        return os.path.expandvars(self.feast_yaml.read_text())
 
 
 def load_settings() -> Settings:

@@ -12,6 +12,25 @@ from urlhealth.vocabulary import Health
 #: `Verdicts.health` holds these: 1 up, 0 down, -1 nothing known.
 HEALTH_CODES = {Health.UP: 1, Health.DOWN: 0, Health.UNKNOWN: -1}
 
+#: One verdict without its names: every numeric field of `Verdicts`, packed.
+VERDICT = np.dtype(
+    [
+        ("probe_id", "i8"),
+        ("ts_ms", "i8"),
+        ("health", "i1"),
+        ("outcome", "i4"),
+        ("status_code", "i4"),
+        ("dns_ms", "f4"),
+        ("connect_ms", "f4"),
+        ("tls_ms", "f4"),
+        ("first_byte_ms", "f4"),
+        ("total_ms", "f4"),
+        ("size_bytes", "i8"),
+        ("redirects", "i4"),
+        ("cert_expires_ms", "i8"),
+    ]
+)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdicts:
@@ -49,6 +68,13 @@ class Verdicts:
 
     def __len__(self) -> int:
         return len(self.probe_id)
+
+    def records(self) -> npt.NDArray[np.void]:
+        """The numeric fields as records of dtype VERDICT, shape (n,)."""
+        records = np.empty(len(self), VERDICT)
+        for name in VERDICT.names or ():
+            records[name] = getattr(self, name)
+        return records
 
     def take(self, index: npt.NDArray[Any] | slice) -> "Verdicts":
         """The verdicts at `index` (positions, a mask or a slice)."""

@@ -1,0 +1,196 @@
+"""Rows to learn from: instants on a grid, state as Feast knew it then, vectors of it, and labels of what followed.
+
+Imported only by training, for it imports pandas.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from models.labels import HOUR_MS, Timelines
+from urlhealth.crawl.store import CrawlStore
+from urlhealth.errors import NotEnoughHistory
+from urlhealth.features import vector
+from urlhealth.features.catalog import STATE_VIEWS
+from urlhealth.vocabulary import FEATURE_SERVICE, HORIZONS_H
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+#: Time between two instants of the grid.
+STEP_MS = HOUR_MS
+#: Of each target's history, the first part has no instants: its features are not yet what they will be.
+WARM_UP_MS = 24 * HOUR_MS
+#: Nor have the last hours of the records: what they forecast has not happened yet.
+AHEAD_MS = max(HORIZONS_H) * HOUR_MS
+#: Verdicts read at once, and instants looked up in Feast at once: bound the memory.
+VERDICTS = 200_000
+INSTANTS = 200_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class History:
+    """What labels and the grid need of all verdicts. m verdicts of targets that are numbered from 0."""
+
+    #: Keys by number: of the targets, of their hosts and of their groups; strings (object).
+    url: npt.NDArray[Any]
+    host: npt.NDArray[Any]
+    group: npt.NDArray[Any]
+    #: Shape (m,): the target's number, ms since 1970 UTC, and health as in `Verdicts`.
+    target: Ints
+    ts_ms: Ints
+    health: npt.NDArray[np.int8]
+
+    @property
+    def until_ms(self) -> int:
+        """The newest verdict of any target."""
+        return int(self.ts_ms.max())
+
+
+def read_history(crawl: CrawlStore) -> History:
+    """All stored verdicts that feed features. A target's host and group are those of its newest verdict.
+
+    Raises:
+        NotEnoughHistory: there is none.
+    """
+    number: dict[str, int] = {}
+    owners: dict[str, tuple[str, str]] = {}
+    parts: list[tuple[Ints, Ints, npt.NDArray[np.int8]]] = []
+    position = 0
+    while len(verdicts := crawl.verdicts_after(position, limit=VERDICTS)):
+        position = int(verdicts.probe_id[-1])
+        codes, urls = pd.factorize(verdicts.target)
+        newest = np.zeros(len(urls), dtype=np.int64)
+        newest[codes] = np.arange(len(codes))
+        for url, row in zip(urls, newest, strict=True):
+            owners[url] = (verdicts.host[row], verdicts.group[row])
+        numbers = np.array([number.setdefault(url, len(number)) for url in urls], dtype=np.int64)
+        parts.append((numbers[codes], verdicts.ts_ms, verdicts.health))
+    if not parts:
+        raise NotEnoughHistory(
+            "there is no history to learn from: no probe is stored yet. Crawl some URLs again and again for some days "
+            "(`urlhealth crawl`, monitors), or load a past"
+        )
+    target, ts_ms, health = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return History(
+        url=np.array(list(number), dtype=object),
+        host=np.array([owners[url][0] for url in number], dtype=object),
+        group=np.array([owners[url][1] for url in number], dtype=object),
+        target=target,
+        ts_ms=ts_ms,
+        health=health,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """n rows: a target at an instant, its features, and what came of it."""
+
+    #: float32 (n, len(VECTOR)), NaN where not known.
+    X: npt.NDArray[np.float32]
+    #: float64 (n, 6) in the order of `vocabulary.PROBABILITIES`: 0, 1, or NaN where not known.
+    Y: Floats
+    #: float64 (n,): 1 where the target is failing at the instant, 0 where it is up.
+    failing: Floats
+    #: int64 (n,): the instants, ms since 1970 UTC.
+    t_ms: Ints
+    #: Strings (object), shape (n,).
+    target: npt.NDArray[Any]
+    group: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.t_ms)
+
+    def take(self, index: npt.NDArray[Any]) -> "Dataset":
+        """The rows at `index` (positions or a mask)."""
+        return Dataset(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def fingerprint(self) -> str:
+        """Whether two runs saw the same rows: 16 hex digits of SHA-256 over keys, instants, features and labels."""
+        digest = hashlib.sha256()
+        for array in (self.t_ms, self.X, self.Y):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update("\n".join(self.target).encode())
+        return digest.hexdigest()[:16]
+
+
+def instants(history: History, *, max_rows: int, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """Targets and instants to learn from, shape (n,) each, ordered by time.
+
+    One instant an hour, the same for all targets, at a random time within its hour: with probes at fixed intervals,
+    full hours would always see the same age of the newest probe. A target has those from its first verdict and the
+    warm-up on until its last verdict. Where that makes more than `max_rows` rows, instants are left out at random, for
+    all targets.
+    """
+    births = np.full(len(history.url), np.iinfo(np.int64).max)
+    np.minimum.at(births, history.target, history.ts_ms)
+    births += WARM_UP_MS
+    deaths = np.zeros(len(history.url), dtype=np.int64)
+    np.maximum.at(deaths, history.target, history.ts_ms)
+    deaths = np.minimum(deaths, history.until_ms - AHEAD_MS)
+
+    grid = np.arange(births.min() // STEP_MS, deaths.max() // STEP_MS + 1) * STEP_MS
+    grid += rng.integers(0, STEP_MS, len(grid))
+    alive = np.searchsorted(np.sort(births), grid, side="right") - np.searchsorted(np.sort(deaths), grid, side="left")
+    order = rng.permutation(len(grid))
+    kept = np.sort(grid[order[np.cumsum(np.maximum(alive[order], 0)) <= max_rows]])
+
+    first, last = np.searchsorted(kept, births), np.searchsorted(kept, deaths, side="right")
+    count = np.maximum(last - first, 0)
+    target = np.repeat(np.arange(len(count)), count)
+    t_ms = kept[np.arange(len(target)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(first, count)]
+    by_time = np.lexsort((target, t_ms))
+    return target[by_time], t_ms[by_time]
+
+
+def build(store: Any, history: History, *, known_for_s: float, max_rows: int, rng: np.random.Generator) -> Dataset:
+    """Features from Feast and labels from the history, for the instants at which the state is known.
+
+    Args:
+        store: the `feast.FeatureStore` that the platform's features are in.
+        known_for_s: how long a state is known after the verdict that showed it.
+        max_rows: rows at most; see :func:`instants`.
+    """
+    target, t_ms = instants(history, max_rows=max_rows, rng=rng)
+    lines = Timelines.of(
+        history.target, history.ts_ms, history.health, targets=len(history.url), known_for_s=known_for_s
+    )
+    failing = lines.failing(target, t_ms)
+    known = ~np.isnan(failing)
+    target, t_ms, failing = target[known], t_ms[known], failing[known]
+    vectors = list(_vectors(store, history, target, t_ms, known_for_s=known_for_s))
+    return Dataset(
+        X=np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32),
+        Y=lines.labels(target, t_ms),
+        failing=failing,
+        t_ms=t_ms,
+        target=history.url[target],
+        group=history.group[target],
+    )
+
+
+def _vectors(
+    store: Any, history: History, target: Ints, t_ms: Ints, *, known_for_s: float
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Vectors of the state as Feast has it at each instant, a chunk of rows at a time, in order."""
+    service = store.get_feature_service(FEATURE_SERVICE)
+    for start in range(0, len(target), INSTANTS):
+        rows, at_ms = target[start : start + INSTANTS], t_ms[start : start + INSTANTS]
+        entities = pd.DataFrame(
+            {
+                "url": history.url[rows],
+                "host": history.host[rows],
+                "group": history.group[rows],
+                "event_timestamp": pd.to_datetime(at_ms, unit="ms", utc=True).as_unit("us"),
+                "row": np.arange(len(rows)),
+            }
+        )
+        table = store.get_historical_features(entity_df=entities, features=service, full_feature_names=True).to_arrow()
+        table = table.take(np.argsort(table.column("row").to_numpy()))  # A join need not keep the order.
+        states = {view.name: view.from_arrow(table, prefix=f"{view.name}__") for view in STATE_VIEWS}
+        yield vector.at(states, at_ms, known_for_s=known_for_s)

@@ -1,0 +1,150 @@
+"""How good probabilities are: figures by output, and plots. Imported only by training, for it imports scikit-learn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from sklearn import metrics
+
+from urlhealth.vocabulary import HORIZONS_H, PROBABILITIES
+
+Floats = npt.NDArray[np.float64]
+
+#: Probabilities are kept this far from 0 and 1 for the log loss.
+_TINY = 1e-6
+BINS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """Figures of one output on the rows that count for it. NaN where labels of one class only leave them undefined."""
+
+    rows: int
+    base_rate: float
+    average_precision: float
+    roc_auc: float
+    brier: float
+    log_loss: float
+    #: Expected calibration error over quantile bins.
+    ece: float
+
+    def figures(self) -> dict[str, float]:
+        """All that are defined, by name."""
+        return {name: float(value) for name, value in asdict(self).items() if np.isfinite(value)}
+
+
+def counted(output: str, Y: Floats, failing: Floats) -> npt.NDArray[np.bool_]:
+    """Rows that count for an output: its label is known and, for onsets, the target is up (else it is no forecast)."""
+    known: npt.NDArray[np.bool_] = ~np.isnan(Y[:, PROBABILITIES.index(output)])
+    return known & (failing == 0) if output.startswith("onset") else known
+
+
+def evaluate(P: Floats, Y: Floats, failing: Floats) -> dict[str, Metrics]:
+    """Figures by output.
+
+    Args:
+        P, Y: probabilities and labels (NaN unknown) in the order of `PROBABILITIES`, shape (n, 6).
+        failing: state at each instant, shape (n,): 1 failing, 0 up.
+    """
+    return {
+        output: binary_metrics(P[rows, j], Y[rows, j])
+        for j, output in enumerate(PROBABILITIES)
+        for rows in [counted(output, Y, failing)]
+    }
+
+
+def binary_metrics(p: Floats, y: Floats) -> Metrics:
+    """Figures of probabilities p of labels y, both shape (n,)."""
+    if not len(y):
+        return Metrics(rows=0, **dict.fromkeys(list(Metrics.__annotations__)[1:], float("nan")))
+    clipped = np.clip(p, _TINY, 1 - _TINY)
+    both = 0 < y.mean() < 1
+    predicted, observed, share = reliability(p, y)
+    return Metrics(
+        rows=len(y),
+        base_rate=float(y.mean()),
+        average_precision=float(metrics.average_precision_score(y, p)) if both else float("nan"),
+        roc_auc=float(metrics.roc_auc_score(y, p)) if both else float("nan"),
+        brier=float(np.mean((p - y) ** 2)),
+        log_loss=float(-np.mean(y * np.log(clipped) + (1 - y) * np.log1p(-clipped))),
+        ece=float(np.sum(share * np.abs(predicted - observed))),
+    )
+
+
+def reliability(p: Floats, y: Floats, bins: int = BINS) -> tuple[Floats, Floats, Floats]:
+    """Mean prediction, observed frequency and share of rows of each quantile bin; equal predictions share a bin."""
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)))
+    bin_of = np.clip(np.searchsorted(edges, p, side="right") - 1, 0, max(len(edges) - 2, 0))
+    count = np.bincount(bin_of)
+    filled = count > 0
+    predicted = np.bincount(bin_of, p)[filled] / count[filled]
+    observed = np.bincount(bin_of, y)[filled] / count[filled]
+    return predicted, observed, count[filled] / len(p)
+
+
+def mean_log_loss(figures: Mapping[str, Metrics]) -> float:
+    """Mean log loss over the outputs that have rows: one figure by which models are compared."""
+    return float(np.mean([m.log_loss for m in figures.values() if m.rows]))
+
+
+def plot(
+    folder: Path,
+    predictions: Mapping[str, Floats],
+    Y: Floats,
+    failing: Floats,
+    *,
+    feature_names: Sequence[str],
+    importance: Floats,
+) -> None:
+    """Write precision-recall, ROC, reliability and importance plots as PNG files.
+
+    Args:
+        predictions: probabilities (n, 6) by the name of what made them; the first is the model.
+        importance: of each feature, in log-odds.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    def figure(width: float, height: float) -> Figure:
+        made = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(made)  # Without pyplot, so without global state.
+        return made
+
+    for kind in ("precision_recall", "roc", "reliability"):
+        drawn = figure(5 * len(HORIZONS_H), 9)
+        axes = drawn.subplots(2, len(HORIZONS_H)).ravel()
+        for j, (output, axis) in enumerate(zip(PROBABILITIES, axes, strict=True)):
+            rows = counted(output, Y, failing)
+            y = Y[rows, j]
+            axis.set_title(f"{output} ({len(y):,} rows, {y.mean() if len(y) else 0:.2%} positive)")
+            if 0 < y.sum() < len(y):
+                for name, P in predictions.items():
+                    _curve(axis, kind, name, P[rows, j], y)
+                axis.legend()
+        drawn.savefig(folder / f"{kind}.png", dpi=90)
+
+    order = np.argsort(importance)
+    drawn = figure(8, 1 + 0.25 * len(order))
+    axis = drawn.subplots()
+    axis.barh([feature_names[i] for i in order], importance[order])
+    axis.set_xlabel("mean absolute contribution to the log-odds of an onset within 24 h")
+    drawn.savefig(folder / "importance.png", dpi=90)
+
+
+def _curve(axis: object, kind: str, name: str, p: Floats, y: Floats) -> None:
+    if kind == "precision_recall":
+        precision, recall, _ = metrics.precision_recall_curve(y, p)
+        _line(axis, recall, precision, name, "recall", "precision")
+    elif kind == "roc":
+        false_positive, true_positive, _ = metrics.roc_curve(y, p)
+        _line(axis, false_positive, true_positive, name, "false positive rate", "true positive rate")
+    else:
+        predicted, observed, _ = reliability(p, y)
+        _line(axis, predicted, observed, name, "predicted", "observed", marker="o")
+
+
+def _line(axis: object, x: Floats, y: Floats, name: str, x_label: str, y_label: str, marker: str = "") -> None:
+    axis.plot(x, y, label=name, marker=marker)  # type: ignore[attr-defined]
+    axis.set(xlabel=x_label, ylabel=y_label)  # type: ignore[attr-defined]

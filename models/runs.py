@@ -1,0 +1,126 @@
+"""One training run, written to MLflow: what went in, how good it is beside the baselines, and the model itself."""
+
+import importlib.metadata
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models import evaluation
+from models.dataset import Dataset
+from models.registry import EXPERIMENT
+from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
+from urlhealth.settings import ROOT
+from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
+
+#: Rows whose contributions are averaged for the importance plot.
+_IMPORTANCE_ROWS = 5_000
+
+
+def log_run(
+    model: HealthForecaster,
+    predictions: Mapping[str, evaluation.Floats],
+    train: Dataset,
+    test: Dataset,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+) -> str:
+    """Log and register a model inside `registry.tracking`; returns its version.
+
+    Args:
+        predictions: for the test rows, by the name of what made them; the first is the model's.
+        train, test: what it was fitted to, and what it is judged on.
+        tags: of the run and of the registered version, beside those for data and code version.
+    """
+    import mlflow
+
+    tags = {**tags, **code_version(), "data_fingerprint": train.fingerprint()}
+    mlflow.set_experiment(EXPERIMENT)
+    with mlflow.start_run(tags=dict(tags)):
+        mlflow.log_params(dict(params))
+        for name, P in predictions.items():
+            for output, figures in evaluation.evaluate(P, test.Y, test.failing).items():
+                prefix = output if name == "model" else f"{_slug(name)}/{output}"
+                mlflow.log_metrics({f"{prefix}/{figure}": value for figure, value in figures.figures().items()})
+        for rows, context in ((train, "training"), (test, "testing")):
+            mlflow.log_input(_described(rows, model), context=context)
+        with tempfile.TemporaryDirectory() as folder:
+            evaluation.plot(
+                Path(folder),
+                predictions,
+                test.Y,
+                test.failing,
+                feature_names=model.feature_names_in_.tolist(),
+                importance=_importance(model, test),
+            )
+            mlflow.log_artifacts(folder, "plots")
+        lock = ROOT / "requirements.lock"
+        if lock.exists():
+            mlflow.log_artifact(str(lock))
+        return _log_model(model, test, tags)
+
+
+def code_version() -> dict[str, str]:
+    """Tags that say which code trained: the package's version, and the commit where this is a git checkout."""
+    tags = {"code_version": importlib.metadata.version("urlhealth")}
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return tags
+    return {**tags, "code_commit": commit.stdout.strip()}
+
+
+def _log_model(model: HealthForecaster, test: Dataset, tags: Mapping[str, str]) -> str:
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    columns = model.feature_names_in_.tolist()
+    info = mlflow.sklearn.log_model(
+        model,
+        name="model",
+        serialization_format="skops",
+        skops_trusted_types=list(TRUSTED_TYPES),
+        pyfunc_predict_fn="predict_proba",
+        registered_model_name=MODEL_NAME,
+        signature=ModelSignature(
+            inputs=Schema([ColSpec("float", name) for name in columns]),
+            outputs=Schema([ColSpec("double", name) for name in PROBABILITIES]),
+        ),
+        input_example=pd.DataFrame(test.X[:3], columns=columns),
+        # Named here, for else MLflow starts a process to find them out.
+        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "scikit-learn", "skops")],
+        tags=dict(tags),
+    )
+    version = str(info.registered_model_version)
+    client = mlflow.MlflowClient()
+    for key, value in tags.items():
+        client.set_model_version_tag(MODEL_NAME, version, key, value)
+    return version
+
+
+def _described(rows: Dataset, model: HealthForecaster) -> Any:
+    """The rows as MLflow notes a dataset: its shape, its fingerprint and where it came from."""
+    import mlflow.data
+
+    features = {name: rows.X[:, j] for j, name in enumerate(model.feature_names_in_.tolist())}
+    targets = {name: rows.Y[:, j] for j, name in enumerate(PROBABILITIES)}
+    return mlflow.data.from_numpy(features, targets=targets, name=MODEL_NAME, digest=rows.fingerprint())
+
+
+def _importance(model: HealthForecaster, test: Dataset) -> evaluation.Floats:
+    up = np.flatnonzero(test.failing == 0)
+    some = up[:: max(1, len(up) // _IMPORTANCE_ROWS)]
+    importance: evaluation.Floats = np.abs(model.contributions(test.X[some], "onset_24h")).mean(axis=0)
+    return importance
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "_")

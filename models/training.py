@@ -1,0 +1,230 @@
+"""Train on the stored history: rows through Feast, a model and two baselines, a run in MLflow, perhaps a new champion.
+
+The newest part of the records is held out, with a gap before it so that no label reaches from one part into the
+other. What is registered is the very model that was measured: it is not fitted anew to all rows. So its figures are its
+own, and the next training can compare with it on rows that it never saw.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from models import dataset, registry
+from models.dataset import AHEAD_MS, STEP_MS, WARM_UP_MS, Dataset, History
+from models.evaluation import Metrics, evaluate, mean_log_loss
+from models.labels import HOUR_MS
+from models.runs import log_run
+from urlhealth.errors import ModelMismatch, NotEnoughHistory
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
+from urlhealth.prediction.estimators import HealthForecaster, load_forecaster
+from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from urlhealth.platform import Platform
+
+STATE_FEATURE: Final = "failing_now"
+#: Features that each baseline learns from beside the state now; one logistic curve for targets up, one for failing.
+BASELINES: Final = {"as it is now": (), "its past failure rate": ("failing_share_ever",)}
+
+#: Share of the time that is held out, and the least that it must be.
+TEST_SHARE = 0.2
+TEST_MS = 24 * HOUR_MS
+#: Least time to learn from.
+TRAIN_MS = 24 * HOUR_MS
+#: Length of history without which there is no training.
+NEEDED_MS = WARM_UP_MS + TRAIN_MS + AHEAD_MS + TEST_MS + AHEAD_MS
+#: Rows that a comparison with the champion needs.
+COMPARED_ROWS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReport:
+    """What came of a training."""
+
+    #: Of the registered model.
+    version: str
+    promoted: bool
+    #: Why it was promoted, or why not.
+    reason: str
+    #: Figures on the held-out rows by what made the predictions ("model", the baselines) and by output.
+    metrics: Mapping[str, Mapping[str, Metrics]]
+
+
+def train(
+    platform: "Platform",
+    *,
+    seed: int = 0,
+    promote: bool = True,
+    max_rows: int = 200_000,
+    report: Callable[[str], Any] = print,
+) -> TrainingReport:
+    """Train, log and register a model; make it the champion if there is none or if it is better.
+
+    The features must be up to date (`platform.build_features()`).
+
+    Args:
+        seed: of the instants chosen and of the trees.
+        promote: False leaves the champion as it is.
+        max_rows: rows to learn from and to test on together.
+        report: called with a line of text for each step.
+
+    Raises:
+        NotEnoughHistory: nothing is stored, too little, or nothing that ever failed; says what is needed.
+        StoreUnavailable: MLflow's store cannot be opened.
+    """
+    rng = np.random.default_rng(seed)
+    known_for_s = platform.settings.known_for_s
+    history = dataset.read_history(platform.crawl)
+    _require_length(history)
+    report(f"history: {len(history.ts_ms):,} verdicts of {len(history.url):,} targets, {_days(_length_ms(history))}")
+    rows = dataset.build(platform.features.feast(), history, known_for_s=known_for_s, max_rows=max_rows, rng=rng)
+    learn, test, test_from_ms = split(rows)
+    _require_classes(learn, test)
+    report(f"rows: {len(learn):,} to learn from, {len(test):,} newer ones to test on, {rows.X.shape[1]} features each")
+
+    with _quiet():
+        model = _fitted(HealthForecaster(state_feature=STATE_FEATURE, seed=seed), learn)
+        baselines = {
+            name: _fitted(HealthForecaster(state_feature=STATE_FEATURE, use=use, boosted=False), learn)
+            for name, use in BASELINES.items()
+        }
+    predictions = {name: made.predict_proba(test.X) for name, made in {"model": model, **baselines}.items()}
+    metrics = {name: evaluate(P, test.Y, test.failing) for name, P in predictions.items()}
+    for line in _table(metrics):
+        report(line)
+
+    params = {
+        "seed": seed,
+        "max_rows": max_rows,
+        "rows_train": len(learn),
+        "rows_test": len(test),
+        "targets": len(history.url),
+        "groups": len(set(history.group)),
+        "verdicts": len(history.ts_ms),
+        "history_days": round(_length_ms(history) / HOUR_MS / 24, 2),
+        "known_for_s": known_for_s,
+        "step_s": STEP_MS // 1000,
+        "features": len(VECTOR),
+        "estimator": type(model).__name__,
+        "boosted": model.boosted,
+    }
+    with registry.tracking(platform.settings) as client, _quiet():
+        version = log_run(model, predictions, learn, test, params=params, tags={"test_from_ms": str(test_from_ms)})
+        better, reason = _judge(client, test, model, metrics)
+        promoted = promote and better
+        if promoted:
+            registry.promote(client, version)
+        else:
+            client.set_registered_model_alias(MODEL_NAME, registry.CHALLENGER, version)
+    if better and not promote:
+        reason = f"would be promoted, but was not to be ({reason})"
+    report(f"{MODEL_NAME} version {version} {'is the champion' if promoted else 'is a challenger'}: {reason}")
+    return TrainingReport(version=version, promoted=promoted, reason=reason, metrics=metrics)
+
+
+def split(rows: Dataset) -> tuple[Dataset, Dataset, int]:
+    """Rows to learn from, newer rows to test on, and when the latter begin: no label of the first reaches so far."""
+    if not len(rows):
+        return rows, rows, 0
+    first, last = int(rows.t_ms.min()), int(rows.t_ms.max())
+    test_from_ms = last - max(TEST_MS, round(TEST_SHARE * (last - first)))
+    learn = rows.take(rows.t_ms + AHEAD_MS <= test_from_ms)
+    return learn, rows.take(rows.t_ms > test_from_ms), test_from_ms
+
+
+def _fitted(model: HealthForecaster, rows: Dataset) -> HealthForecaster:
+    return model.fit(rows.X, rows.Y, feature_names=names(VECTOR))
+
+
+def _judge(
+    client: "MlflowClient", test: Dataset, model: HealthForecaster, metrics: Mapping[str, Mapping[str, Metrics]]
+) -> tuple[bool, str]:
+    """Whether the model should become champion, and why: by mean log loss over the outputs, on the newest rows."""
+    losses = {name: mean_log_loss(figures) for name, figures in metrics.items()}
+    own = losses.pop("model")
+    best_baseline = min(losses, key=lambda name: losses[name])
+    against = f'mean log loss {own:.4f}, baseline "{best_baseline}" {losses[best_baseline]:.4f}'
+    champion = registry.champion(client)
+    if champion is None:
+        return True, f"there was no champion ({against})"
+    if own >= losses[best_baseline]:
+        return False, f"not better than a baseline ({against})"
+    try:
+        present = load_forecaster(_downloaded(champion))
+    except ModelMismatch as error:
+        return True, f"version {champion.version} cannot be loaded any more ({error}); {against}"
+    unseen = test.take(test.t_ms > int(champion.tags.get("test_from_ms", 0)))
+    if len(unseen) < COMPARED_ROWS:
+        return (
+            False,
+            f"version {champion.version} has seen the rows to compare on: collect newer ones ({against})",
+        )
+    theirs, ours = (
+        mean_log_loss(evaluate(each.predict_proba(unseen.X), unseen.Y, unseen.failing)) for each in (present, model)
+    )
+    verb = "better" if ours < theirs else "not better"
+    return ours < theirs, f"{verb} than version {champion.version} (its mean log loss {theirs:.4f}; {against})"
+
+
+def _downloaded(version: "ModelVersion") -> Path:
+    import mlflow.artifacts
+
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{MODEL_NAME}/{version.version}"))
+
+
+def _require_length(history: History) -> None:
+    length_ms = _length_ms(history)
+    if length_ms < NEEDED_MS:
+        raise NotEnoughHistory(
+            f"the history is too short to learn from: it spans {_days(length_ms)}, and {_days(NEEDED_MS)} are needed "
+            "(one to warm up, one to learn from, one to test on, and the day that each of the two looks ahead)"
+        )
+
+
+def _require_classes(learn: Dataset, test: Dataset) -> None:
+    if not len(learn) or not len(test):
+        raise NotEnoughHistory(
+            "the history has too few instants with a known state in its "
+            f"{'older part, to learn from' if not len(learn) else 'newest part, to test on'}: probe more regularly"
+        )
+    known = learn.Y[~np.isnan(learn.Y)]
+    if not (known == 1).any():
+        raise NotEnoughHistory("nothing ever failed in the history: there is nothing to learn from yet")
+    if not (known == 0).any():
+        raise NotEnoughHistory("nothing was ever up in the history: there is nothing to learn from yet")
+
+
+def _table(metrics: Mapping[str, Mapping[str, Metrics]]) -> Iterator[str]:
+    """Average precision and Brier score by output, the model beside the baselines, as lines of text."""
+    yield f"{'on held-out rows':<14} {'base rate':>9}  " + "  ".join(f"{name:>22}" for name in metrics)
+    for output in PROBABILITIES:
+        cells = [
+            f"AP {m.average_precision:.3f} Brier {m.brier:.4f}" for m in (rows[output] for rows in metrics.values())
+        ]
+        base_rate = metrics["model"][output].base_rate
+        yield f"{output:<16} {base_rate:>9.4f}  " + "  ".join(f"{cell:>22}" for cell in cells)
+
+
+def _length_ms(history: History) -> int:
+    return history.until_ms - int(history.ts_ms.min())
+
+
+def _days(ms: float) -> str:
+    return f"{ms / HOUR_MS / 24:.1f} days"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Third parties' warnings about their own insides are no news for who trains."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,58 @@
+"""The application: routes, errors, metrics and pages over one platform."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from serving import errors, openapi
+from serving.metrics import Metrics
+from serving.middleware import RequestMiddleware
+from serving.routes import features, health, monitors, pages, predictions, submit, tasks
+from urlhealth.platform import Platform
+from urlhealth.settings import load_settings
+
+STATIC = Path(__file__).parent / "static"
+
+
+def create_app(platform: Platform | None = None) -> FastAPI:
+    """The application over an opened `platform`, which stays its maker's to close; without one, the application makes
+    it from the environment when it starts, runs its background work, and closes it when it stops.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if platform is not None:
+            yield
+            return
+        own = Platform(load_settings())
+        try:
+            own.open()
+            own.start()
+            # Not a lifespan state: BentoML drops what the lifespan of a mounted application yields.
+            app.state.platform = own
+            yield
+        finally:
+            own.close()
+
+    app = FastAPI(
+        title="urlhealth",
+        version=version("urlhealth"),
+        description="Is each URL healthy now, what has it been like, and which will fail next.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own page loads from a CDN; ours is in routes/pages.py.
+        redoc_url=None,
+    )
+    app.state.platform = platform
+    app.state.metrics = Metrics(lambda: cast(Platform, app.state.platform))
+    app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
+    app.add_middleware(RequestMiddleware, metrics=app.state.metrics)
+    errors.install(app)
+    for resource in (tasks, monitors, features, predictions, submit, health, pages):
+        app.include_router(resource.router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app

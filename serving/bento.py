@@ -1,0 +1,121 @@
+"""The same application as a BentoML service, with a batched scoring API beside it. Only here is bentoml imported.
+
+`bentoml serve` at the root of the checkout finds it through pyproject.toml. BentoML's own calls (`/score`, `/livez`,
+`/readyz`, `/schema.json`) come first, all others go to the application.
+"""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Any, cast
+
+import bentoml
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.app import create_app
+from serving.errors import KINDS, problem
+from serving.middleware import RequestMiddleware
+from serving.schemas import MAX_URLS
+from urlhealth.errors import NoModel
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
+from urlhealth.platform import Platform
+from urlhealth.settings import quiet_third_parties
+from urlhealth.vocabulary import PROBABILITIES
+
+# BentoML runs this module as its program, and reports usage when it has loaded it.
+quiet_third_parties()
+
+_app = create_app()
+_FEATURES = names(VECTOR)
+
+_ROW_FIELDS: dict[str, Any] = {f.name: (float | None, Field(None, description=f.about)) for f in VECTOR}
+FeatureRow = create_model("FeatureRow", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **_ROW_FIELDS)
+
+
+class Score(BaseModel):
+    """Probabilities for one row, and the model that they are of."""
+
+    model: str
+    model_version: str
+    probabilities: dict[str, float] = Field(description="By name, as the registered model returns them.")
+
+
+def _platform() -> Platform:
+    return cast(Platform, _app.state.platform)
+
+
+async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
+    # BentoML looks into a mounted Starlette application and answers itself, in plain text, what is not in there. Behind
+    # a plain function, ours answers, in its own form; its lifespan is then run below.
+    await _app(scope, receive, send)
+
+
+class _ScoreMiddleware:
+    """Does for `/score` what the application does for its own calls: request ids, a limit on the body, metrics. And
+    says that there is no model, where BentoML would only say that something is wrong.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._score = RequestMiddleware(self._with_model, metrics=_app.state.metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        score = scope["type"] == "http" and scope["path"] == "/score"
+        await (self._score if score else self._app)(scope, receive, send)
+
+    async def _with_model(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            _platform().predictor.champion()
+        except NoModel as error:
+            await problem(Request(scope), KINDS[NoModel], str(error))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+@bentoml.service(
+    name="urlhealth",
+    http={"host": "127.0.0.1", "port": 3000},
+    # BentoML's own are labelled with the path: each task's id would be a series that is kept for ever. Ours answer.
+    metrics={"enabled": False},
+)
+@bentoml.asgi_app(_mounted, path="/")
+class UrlHealth:
+    """URL health: the crawl API, features and predictions by URL, and scores by features."""
+
+    _lifespan: AbstractAsyncContextManager[Any]
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        self._lifespan = _app.router.lifespan_context(_app)
+        await self._lifespan.__aenter__()
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        await self._lifespan.__aexit__(None, None, None)
+
+    @bentoml.api(batchable=True, max_batch_size=MAX_URLS, max_latency_ms=10_000)
+    async def score(
+        self,
+        rows: Annotated[list[FeatureRow], Field(min_length=1, max_length=MAX_URLS)],
+    ) -> list[Score]:
+        """Probabilities for rows of features by name (null or absent: unknown), one item a row."""
+        champion = _platform().predictor.champion()
+        vectors = np.array([[getattr(row, name) for name in _FEATURES] for row in rows], dtype=np.float32)
+        scores = await asyncio.to_thread(champion.forecaster.predict_proba, vectors)
+        return [
+            Score(
+                model=champion.name,
+                model_version=champion.version,
+                probabilities=dict(zip(PROBABILITIES, row, strict=True)),
+            )
+            for row in scores.tolist()
+        ]
+
+    def __is_ready__(self) -> bool:
+        return all(check.ok for check in _platform().checks())
+
+
+cast(Any, UrlHealth).add_asgi_middleware(_ScoreMiddleware)

@@ -1,0 +1,34 @@
+"""What route functions ask for by type."""
+
+from typing import Annotated
+
+from fastapi import Depends, Query, Request
+
+from urlhealth.errors import InvalidUrls
+from urlhealth.platform import Platform
+
+
+def _platform(request: Request) -> Platform:
+    platform: Platform = request.app.state.platform
+    return platform
+
+
+def _request_id(request: Request) -> str:
+    request_id: str = request.state.request_id
+    return request_id
+
+
+PlatformDep = Annotated[Platform, Depends(_platform)]
+RequestId = Annotated[str, Depends(_request_id)]
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most.")]
+Cursor = Annotated[
+    str | None, Query(max_length=200, description="`next_cursor` of the page before; without it, the first page.")
+]
+
+
+def check_count(urls: list[str], platform: Platform) -> None:
+    """Raises `InvalidUrls`, naming the first position that is too many for one task."""
+    most = platform.settings.max_urls_per_task
+    if len(urls) > most:
+        raise InvalidUrls({most: f"is one too many: a task takes at most {most} URLs, and {len(urls)} were sent"})

@@ -1,0 +1,170 @@
+"""From errors to HTTP: one table, and handlers that answer every error as `application/problem+json` (RFC 9457)."""
+
+import http
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from urlhealth import errors
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem: HTTP status, the last part of its `type`, and its title."""
+
+    status: int
+    name: str
+    title: str
+
+    @property
+    def type(self) -> str:
+        return f"urn:problem-type:urlhealth:{self.name}"
+
+
+#: The nearest base class decides for classes that are not in the table.
+KINDS: Final[Mapping[type[errors.UrlHealthError], Kind]] = {
+    errors.InvalidRequest: Kind(422, "invalid-request", "The request cannot be carried out as it was written"),
+    errors.InvalidUrls: Kind(422, "invalid-urls", "Some URLs cannot be probed"),
+    errors.InvalidCursor: Kind(422, "invalid-cursor", "This list did not give out that cursor"),
+    errors.NotFound: Kind(404, "not-found", "No such thing"),
+    errors.NoModel: Kind(503, "no-model", "There is no model yet"),
+    errors.NotEnoughHistory: Kind(503, "not-enough-history", "There is too little history to learn from"),
+    errors.ModelMismatch: Kind(503, "model-mismatch", "The model does not fit this version's features"),
+    errors.StateMismatch: Kind(503, "state-mismatch", "Stored feature state does not fit this version"),
+    errors.StoreUnavailable: Kind(503, "store-unavailable", "A store cannot be used"),
+    errors.LeaseLost: Kind(503, "lease-lost", "Another process has become the writer"),
+    errors.ConfigurationError: Kind(500, "configuration", "The settings cannot work"),
+    errors.UrlHealthError: Kind(500, "error", "The platform failed"),
+}
+INVALID_REQUEST: Final = KINDS[errors.InvalidRequest]
+TOO_LONG: Final = Kind(413, "too-long", "The body is too long")
+INTERNAL: Final = Kind(500, "internal", "The server failed")
+
+#: Validation messages that say more to a caller than pydantic's own.
+_DETAILS: Final = {
+    "json_invalid": "the body is not JSON: {error}",
+    "missing": "is missing",
+    "string_type": "is not a string",
+    "extra_forbidden": "is not a field that is known here",
+    "too_short": "holds {actual_length} items; send at least {min_length}",
+    "too_long": "is one too many; send at most {max_length}",
+    "model_attributes_type": "the body is not a JSON object; send one with the header Content-Type: application/json",
+}
+
+
+def problem(
+    request: Request,
+    kind: Kind,
+    detail: str,
+    *,
+    items: Sequence[Mapping[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """One problem document; `items` become its `errors`."""
+    body: dict[str, Any] = {
+        "type": kind.type,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "instance": request.url.path,
+    }
+    if items:
+        body["errors"] = items
+    request_id = getattr(request.state, "request_id", None)
+    extra = {} if request_id is None else {"X-Request-ID": request_id}
+    return Response(orjson.dumps(body), kind.status, {**(headers or {}), **extra}, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error as a problem document."""
+    app.add_exception_handler(errors.UrlHealthError, _domain)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _unforeseen)
+
+
+def kind_of(error: errors.UrlHealthError) -> Kind:
+    """The row of the table for an error: its own class's, or its nearest base's."""
+    return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
+
+
+async def _domain(request: Request, error: errors.UrlHealthError) -> Response:
+    kind = kind_of(error)
+    if kind.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+    items = []
+    if isinstance(error, errors.InvalidUrls):
+        items = [
+            {"pointer": f"/urls/{position}", "detail": reason} for position, reason in sorted(error.problems.items())
+        ]
+    return problem(request, kind, str(error), items=items)
+
+
+async def _validation(request: Request, error: RequestValidationError) -> Response:
+    items = [_item(found) for found in error.errors()]
+    first = items[0]
+    where = first.get("parameter") or first["pointer"].removeprefix("/")
+    more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
+    return problem(
+        request, INVALID_REQUEST, f"{where}: {first['detail']}{more}" if where else first["detail"], items=items
+    )
+
+
+def _item(found: Mapping[str, Any]) -> dict[str, str]:
+    """What pydantic found, as one of a problem's `errors`. What was sent is not echoed: it may be long, or secret."""
+    kind, context = found["type"], found.get("ctx", {})
+    detail = _DETAILS[kind].format(**context) if kind in _DETAILS else _lower_first(found["msg"])
+    place, *path = found["loc"]
+    if place != "body":
+        return {"parameter": ".".join(map(str, path)), "detail": detail}
+    if kind == "json_invalid":
+        return {"pointer": "", "detail": f"{detail} (at byte {path[0]})"}
+    if kind == "too_long":
+        path.append(context["max_length"])
+    if kind == "missing" and not path:
+        detail = "the body is missing: send a JSON object"
+    return {"pointer": _pointer(path), "detail": detail}
+
+
+def _pointer(path: Iterable[str | int]) -> str:
+    """A JSON pointer (RFC 6901). JSON lets names hold half a surrogate pair, which no reply can: shown as "?"."""
+    parts = (str(part).encode(errors="replace").decode() for part in path)
+    return "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in parts)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    path, method = request.url.path, request.method
+    headers = error.headers or {}
+    match error.status_code:
+        case 400:
+            # FastAPI's answer to a body that breaks its JSON parser (too deep, too long a number, not UTF-8).
+            return problem(request, INVALID_REQUEST, "the body is not JSON that can be read")
+        case 404:
+            return problem(request, KINDS[errors.NotFound], f"there is no {path} here: see /docs", headers=headers)
+        case 405:
+            kind = Kind(405, "method-not-allowed", "The method is not allowed here")
+            return problem(
+                request, kind, f"{path} does not take {method}: see /docs for what it takes", headers=headers
+            )
+        case TOO_LONG.status:
+            return problem(request, TOO_LONG, error.detail)
+    kind = Kind(error.status_code, "http", http.HTTPStatus(error.status_code).phrase)
+    return problem(request, kind, str(error.detail), headers=headers)
+
+
+async def _unforeseen(request: Request, error: Exception) -> Response:  # noqa: ARG001  the server logs it
+    return problem(request, INTERNAL, "something went wrong in the server; its log has the details")

@@ -1,0 +1,82 @@
+"""Prometheus metrics of one application: its requests, and the platform behind it. Nothing here is global.
+
+With several worker processes each has its own request counters, and `/metrics` answers with those of the process that
+took the request; what is read from the database is the same in all of them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import Scope
+
+from urlhealth.errors import UrlHealthError
+from urlhealth.platform import Platform
+from urlhealth.vocabulary import TaskStatus
+
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The registry of one application."""
+
+    def __init__(self, platform: Callable[[], Platform]) -> None:
+        """`platform` is asked for at each scrape: the application may open it after it was made."""
+        self._registry = CollectorRegistry()
+        self._requests = Histogram(
+            "urlhealth_http_request_duration_seconds",
+            "Time from a request's first byte to its answer's last, by route.",
+            ["method", "route", "status"],
+            buckets=_BUCKETS_S,
+            registry=self._registry,
+        )
+        ProcessCollector(registry=self._registry)
+        self._registry.register(_PlatformCollector(platform))
+
+    def observe(self, scope: Scope, status: int, duration_s: float) -> None:
+        """Count one request. Labels come from the route's template, never from the path: their number is bounded."""
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._requests.labels(method, route, str(status)).observe(duration_s)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+class _PlatformCollector(Collector):
+    def __init__(self, platform: Callable[[], Platform]) -> None:
+        self._platform = platform
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # So that registering does not collect: there is no platform yet.
+
+    def collect(self) -> Iterator[Metric]:
+        platform = self._platform()
+        yield _gauge("urlhealth_writer", "1 in the process that holds the lease.", float(platform.lease.held))
+        champion = platform.champion.current
+        model = GaugeMetricFamily("urlhealth_model_info", "The model that serves here.", labels=["name", "version"])
+        if champion is not None:
+            model.add_metric([champion.name, champion.version], 1)
+        yield model
+        try:
+            counts, lag = platform.crawl.counts(), platform.pipeline_lag()
+        except UrlHealthError:
+            yield _gauge("urlhealth_database_up", "1 if the database answers.", 0)
+            return
+        yield _gauge("urlhealth_database_up", "1 if the database answers.", 1)
+        yield _gauge("urlhealth_targets", "Targets that are known.", counts["targets"])
+        yield _gauge("urlhealth_probes", "Probes that are stored.", counts["probes"])
+        yield _gauge("urlhealth_monitors", "Monitors.", counts["monitors"])
+        tasks = GaugeMetricFamily("urlhealth_tasks", "Tasks by status.", labels=["status"])
+        for status in TaskStatus:
+            tasks.add_metric([status], counts[f"tasks_{status}"])
+        yield tasks
+        yield _gauge("urlhealth_pipeline_lag_verdicts", "Stored verdicts that are not in the features yet.", lag)
+
+
+def _gauge(name: str, about: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, about, value=value)

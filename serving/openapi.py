@@ -1,0 +1,48 @@
+"""The OpenAPI document: FastAPI's, with every error described as the problem document that it is."""
+
+import http
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from serving.errors import MEDIA_TYPE
+from serving.schemas import Problem
+
+_PROBLEM: Final = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+TAGS: Final = [
+    {"name": "tasks", "description": "URLs to probe once."},
+    {"name": "monitors", "description": "URLs to probe again and again."},
+    {"name": "predictions", "description": "Features and forecasts by URL."},
+    {"name": "operations", "description": "Health and metrics of the platform itself."},
+    {
+        "name": "small crawler",
+        "description": "The four calls that small crawlers share, for clients that exist already. New ones use tasks.",
+    },
+]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that may answer with these errors (and, like every route, with one not foreseen)."""
+    described: dict[int | str, str] = {status: http.HTTPStatus(status).phrase for status in statuses}
+    described["default"] = "Any other error."
+    return {status: {"description": description, **_PROBLEM} for status, description in described.items()}
+
+
+def header(status: int, name: str, about: str) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route whose answer carries a header."""
+    return {status: {"headers": {name: {"description": about, "schema": {"type": "string"}}}}}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of `app`; made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes, tags=TAGS
+        )
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts = document.setdefault("components", {}).setdefault("schemas", {})
+        parts |= schema.pop("$defs") | {"Problem": schema}
+        app.openapi_schema = document
+    return app.openapi_schema

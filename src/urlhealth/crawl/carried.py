@@ -1,0 +1,95 @@
+"""What the feature pipeline keeps between its batches: each entity's carried state, and how far it has read."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import sqlalchemy as sa
+
+from urlhealth.crawl.database import chunks, insert, writing
+from urlhealth.crawl.lease import Lease
+from urlhealth.crawl.records import LOOKUP_CHUNK
+from urlhealth.crawl.schema import carried_states, pipeline_positions
+from urlhealth.errors import LeaseLost
+
+_NAME: Final = "features"
+_POSITION: Final = sa.select(pipeline_positions.c.probe_id).where(pipeline_positions.c.name == _NAME)
+
+
+class CarriedStore:
+    """Carried states by kind and key, and the position that they are of, always saved together.
+
+    States are computed from those at a position. If another process has moved the position since this thread asked
+    for it, :meth:`save` refuses what was computed from old states, even if this process is the writer again by then.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        # A thread's own, because others ask for the position too, only to show it.
+        self._seen = threading.local()
+
+    def position(self) -> int:
+        """Id of the last probe that is in the carried states; 0 before the first."""
+        with self._engine.connect() as connection:
+            self._seen.position = connection.scalar(_POSITION) or 0
+        position: int = self._seen.position
+        return position
+
+    def load(self, kind: str, keys: Sequence[str]) -> dict[str, bytes]:
+        """The states of one kind, by key; keys without a state are absent."""
+        states: dict[str, bytes] = {}
+        with self._engine.connect() as connection:
+            for some in chunks(keys, LOOKUP_CHUNK):
+                query = sa.select(carried_states.c.key, carried_states.c.state).where(
+                    carried_states.c.kind == kind, carried_states.c.key.in_(some)
+                )
+                states.update(connection.execute(query).all())
+        return states
+
+    def save(self, position: int, states: Mapping[str, Mapping[str, bytes]], *, lease: Lease) -> None:
+        """Replace the position and the given states (by kind and key) in one transaction.
+
+        Raises:
+            LeaseLost: another process is the writer, or was meanwhile; nothing was written.
+        """
+        rows = [
+            {"kind": kind, "key": key, "state": state}
+            for kind, by_key in states.items()
+            for key, state in by_key.items()
+        ]
+        with writing(self._engine) as connection:
+            self._fence(connection, lease)
+            if rows:
+                upsert = insert(connection, carried_states)
+                upsert = upsert.on_conflict_do_update(
+                    index_elements=["kind", "key"], set_={"state": upsert.excluded.state}
+                )
+                connection.execute(upsert, rows)
+            self._write_position(connection, position)
+        self._seen.position = position
+
+    def clear(self, *, lease: Lease) -> None:
+        """Forget all states and go back to position 0, for a rebuild.
+
+        Raises:
+            LeaseLost: another process is the writer; nothing was written.
+        """
+        with writing(self._engine) as connection:
+            lease.fence(connection)
+            connection.execute(sa.delete(carried_states))
+            self._write_position(connection, 0)
+        self._seen.position = 0
+
+    def _fence(self, connection: sa.Connection, lease: Lease) -> None:
+        lease.fence(connection)
+        stored = connection.scalar(_POSITION) or 0
+        seen = getattr(self._seen, "position", stored)
+        if stored != seen:
+            raise LeaseLost(
+                f"the carried states were at probe {seen} and are at {stored} now: another process was the writer "
+                "meanwhile, and nothing was written"
+            )
+
+    def _write_position(self, connection: sa.Connection, position: int) -> None:
+        upsert = insert(connection, pipeline_positions).values(name=_NAME, probe_id=position)
+        connection.execute(upsert.on_conflict_do_update(index_elements=["name"], set_={"probe_id": position}))

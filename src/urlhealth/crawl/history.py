@@ -1,0 +1,185 @@
+"""Targets and their history of probes: imported, listed, and read as verdicts by the feature pipeline."""
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from urlhealth.crawl.database import chunks, order_probe_ids, writing
+from urlhealth.crawl.records import (
+    LOOKUP_CHUNK,
+    TARGET_COLUMNS,
+    Records,
+    cursor_number,
+    insert_probes,
+    page,
+    probe_row,
+    remember,
+    target_of,
+)
+from urlhealth.crawl.schema import monitors, probes, targets, tasks
+from urlhealth.features.verdicts import HEALTH_CODES, Verdicts
+from urlhealth.vocabulary import LOCAL_OWNER, Outcome, Page, ProbeResult, ProbeSource, Target, TaskStatus
+
+#: Imported probes in one transaction.
+IMPORT_CHUNK: Final = 20_000
+#: Pause after each, in which others can write: the lease is renewed and results are filed during a long import.
+_PAUSE_S: Final = 0.01
+
+_CODES: Final = {outcome.value: outcome.code for outcome in Outcome}
+#: By `Outcome.code`.
+_HEALTH: Final = np.array([HEALTH_CODES[outcome.health] for outcome in Outcome], np.int8)
+
+#: The columns of `Verdicts` that are stored as they are: dtype, and what stands for null.
+_NUMBERS: Final[dict[str, tuple[str, float]]] = {
+    "ts_ms": ("int64", 0),
+    "status_code": ("int32", 0),
+    "dns_ms": ("float32", np.nan),
+    "connect_ms": ("float32", np.nan),
+    "tls_ms": ("float32", np.nan),
+    "first_byte_ms": ("float32", np.nan),
+    "total_ms": ("float32", np.nan),
+    "size_bytes": ("int64", 0),
+    "redirects": ("int32", 0),
+    "cert_expires_ms": ("int64", 0),
+}
+
+
+def _after(probe_id: int) -> tuple[sa.ColumnElement[bool], ...]:
+    return probes.c.id > probe_id, probes.c.feeds_features
+
+
+class History(Records):
+    """Reads and extends what is known of targets."""
+
+    def import_probes(
+        self,
+        results: Iterable[tuple[Target, ProbeResult]],
+        *,
+        source: ProbeSource = ProbeSource.IMPORT,
+        owner: str = LOCAL_OWNER,
+    ) -> int:
+        """Append a history of probes; returns how many were new. Importing the same again adds nothing.
+
+        Each target gets the group that the history gives it. Any process may import. What was stored before a failure
+        stays, so that the same import can simply be repeated.
+        """
+        stored = 0
+        known: dict[str, int] = {}
+        remaining = iter(results)
+        while batch := list(islice(remaining, IMPORT_CHUNK)):
+            unknown = {target.key: target for target, _ in batch if target.key not in known}
+            with writing(self._engine) as connection:
+                order_probe_ids(connection)
+                if unknown:
+                    known |= remember(connection, owner, unknown.values(), now_ms=self._clock())
+                    _mark(connection, {known[key]: target for key, target in unknown.items()}, source)
+                rows = [
+                    probe_row(result, known[target.key], owner=owner, source=source, feeds_features=True)
+                    for target, result in batch
+                ]
+                stored += insert_probes(connection, rows)
+            time.sleep(_PAUSE_S)
+        return stored
+
+    def verdicts_after(self, probe_id: int, *, limit: int) -> Verdicts:
+        """The next `limit` verdicts of all owners that feed features, in the order in which they were stored."""
+        query = (
+            sa.select(
+                probes.c.id, targets.c.key, targets.c.host, targets.c.group, probes.c.outcome, *_columns(_NUMBERS)
+            )
+            .join(targets, targets.c.id == probes.c.target_id)
+            .where(*_after(probe_id))
+            .order_by(probes.c.id)
+            .limit(limit)
+        )
+        with self._engine.connect() as connection:
+            rows = connection.execute(query).all()
+        return _verdicts_of(rows)
+
+    def count_verdicts_after(self, probe_id: int) -> int:
+        """How many verdicts :meth:`verdicts_after` would give in all."""
+        query = sa.select(sa.func.count()).select_from(probes).where(*_after(probe_id))
+        with self._engine.connect() as connection:
+            return connection.scalar(query) or 0
+
+    def targets(self, *, limit: int, cursor: str | None = None, owner: str = LOCAL_OWNER) -> Page[Target]:
+        """Targets, the longest known first."""
+        after = 0 if cursor is None else cursor_number("targets", cursor)
+        query = sa.select(targets.c.id, *TARGET_COLUMNS).where(targets.c.owner == owner, targets.c.id > after)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(targets.c.id).limit(limit + 1)).all()
+        return page(rows, limit, "targets", target_of)
+
+    def find_targets(self, keys: Sequence[str], *, owner: str = LOCAL_OWNER) -> dict[str, Target]:
+        """Those of the targets that are known, by key."""
+        return {row.key: target_of(row) for row in self._rows_of(keys, owner)}
+
+    def simulated_targets(self, keys: Sequence[str], *, owner: str = LOCAL_OWNER) -> set[str]:
+        """Keys of those targets of whose history a part was simulated."""
+        return {row.key for row in self._rows_of(keys, owner) if row.simulated}
+
+    def counts(self) -> dict[str, int]:
+        """`targets`, `probes`, `monitors`, and `tasks_queued`, `tasks_running`, ... of all owners.
+
+        Targets and probes are numbered as they are stored, and the last number is taken for the count: to count
+        millions of rows takes seconds. So those that were deleted since are still in it.
+        """
+        with self._engine.connect() as connection:
+            by_status = sa.select(tasks.c.status, sa.func.count().label("number")).group_by(tasks.c.status)
+            tasks_by_status = {row.status: row.number for row in connection.execute(by_status)}
+            return {
+                "targets": connection.scalar(sa.select(sa.func.max(targets.c.id))) or 0,
+                "probes": connection.scalar(sa.select(sa.func.max(probes.c.id))) or 0,
+                "monitors": connection.scalar(sa.select(sa.func.count()).select_from(monitors)) or 0,
+                **{f"tasks_{status.value}": tasks_by_status.get(status.value, 0) for status in TaskStatus},
+            }
+
+    def _rows_of(self, keys: Sequence[str], owner: str) -> list[Any]:
+        rows: list[Any] = []
+        with self._engine.connect() as connection:
+            for some in chunks(keys, LOOKUP_CHUNK):
+                query = sa.select(*TARGET_COLUMNS, targets.c.simulated)
+                rows += connection.execute(query.where(targets.c.owner == owner, targets.c.key.in_(some)))
+        return rows
+
+
+def _mark(connection: sa.Connection, imported: dict[int, Target], source: ProbeSource) -> None:
+    """Take over the groups that a history gives, by target id, and whether it is simulated."""
+    simulated = source is ProbeSource.SIMULATED
+    update = sa.update(targets).where(targets.c.id == sa.bindparam("target_id"))
+    update = update.values(
+        group=sa.bindparam("new_group"), simulated=sa.or_(targets.c.simulated, sa.literal(simulated))
+    )
+    connection.execute(update, [{"target_id": i, "new_group": t.group} for i, t in imported.items()])
+
+
+def _columns(names: Iterable[str]) -> list[sa.ColumnElement[Any]]:
+    return [probes.c[name] for name in names]
+
+
+def _verdicts_of(rows: Sequence[Any]) -> Verdicts:
+    ids, keys, hosts, groups, outcomes, *numbers = zip(*rows, strict=True) if rows else [()] * (5 + len(_NUMBERS))
+    codes = np.array([_CODES[outcome] for outcome in outcomes], np.int32)
+    return Verdicts(
+        probe_id=np.array(ids, np.int64),
+        target=_strings(keys),
+        host=_strings(hosts),
+        group=_strings(groups),
+        health=_HEALTH[codes],
+        outcome=codes,
+        **{
+            name: np.array([null if value is None else value for value in values], dtype)
+            for (name, (dtype, null)), values in zip(_NUMBERS.items(), numbers, strict=True)
+        },
+    )
+
+
+def _strings(values: Sequence[str]) -> npt.NDArray[Any]:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

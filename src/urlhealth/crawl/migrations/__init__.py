@@ -1,0 +1,1 @@
+"""The database's schema, one revision after the other. Each stands for itself: `schema.py` moves on, these do not."""

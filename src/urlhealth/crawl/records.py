@@ -1,0 +1,180 @@
+"""What the parts of the store share: ids, cursors, and rows to records and back."""
+
+import base64
+import binascii
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+
+from urlhealth.crawl.database import add_targets_alone, chunks, insert
+from urlhealth.crawl.schema import probes, targets
+from urlhealth.errors import InvalidCursor
+from urlhealth.vocabulary import (
+    DEFAULT_OPTIONS,
+    Clock,
+    Outcome,
+    Page,
+    ProbeRequest,
+    ProbeResult,
+    ProbeSource,
+    Target,
+    system_clock,
+)
+
+Item = TypeVar("Item")
+
+#: Values in one IN list.
+LOOKUP_CHUNK: Final = 5_000
+
+#: The columns that make a `Target`.
+TARGET_COLUMNS: Final = (targets.c.key, targets.c.name, targets.c.host, targets.c.group)
+
+#: The columns of `probes` that are a `ProbeResult` field of the same name.
+_RESULT_FIELDS: Final = tuple(f.name for f in fields(ProbeResult) if f.name != "target")
+RESULT_COLUMNS: Final = tuple(probes.c[name] for name in _RESULT_FIELDS)
+_OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
+_result_values: Final = attrgetter(*("outcome.value" if name == "outcome" else name for name in _RESULT_FIELDS))
+
+_PROBE_COLUMNS: Final = (
+    "owner",
+    "target_id",
+    "source",
+    "task_number",
+    "monitor_number",
+    "feeds_features",
+    *_RESULT_FIELDS,
+)
+
+#: One row of `probes` to insert.
+ProbeRow = tuple[Any, ...]
+
+
+class Records:
+    """Base of the store's parts: the database and the clock."""
+
+    def __init__(self, engine: sa.Engine, *, clock: Clock = system_clock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+
+def new_id(clock: Clock) -> str:
+    """A new id of 32 hexadecimal digits, which sorts by the time it was made: 12 are that time, 20 random."""
+    return f"{clock():012x}{secrets.token_hex(10)}"
+
+
+def cursor_after(kind: str, number: int) -> str:
+    """The cursor that continues the list `kind` after the row with this number."""
+    return base64.urlsafe_b64encode(f"{kind}:{number}".encode()).decode()
+
+
+def cursor_number(kind: str, cursor: str) -> int:
+    """The inverse of :func:`cursor_after`.
+
+    Raises:
+        InvalidCursor: it is none, or another list's.
+    """
+    try:
+        prefix, number = base64.b64decode(cursor.encode(), altchars=b"-_", validate=True).decode().split(":")
+        if prefix == kind and number.isdecimal() and int(number) < 2**63:
+            return int(number)
+    except (ValueError, binascii.Error):
+        pass
+    raise InvalidCursor(f"cursor {cursor[:80]!r} is none of this list: pass the next_cursor of its last page, or none")
+
+
+def page(rows: Sequence[Any], limit: int, kind: str, make: Callable[[Any], Item]) -> Page[Item]:
+    """A page of at most `limit` items from up to `limit + 1` rows, whose first column is their number."""
+    following = cursor_after(kind, rows[limit - 1][0]) if len(rows) > limit else None
+    return Page(items=[make(row) for row in rows[:limit]], next_cursor=following)
+
+
+def target_of(row: Any) -> Target:
+    """The target in a row with `TARGET_COLUMNS`."""
+    url = row.key if row.name is None else row.key.removesuffix(f"#{row.name}")
+    return Target(url=url, host=row.host, group=row.group, name=row.name)
+
+
+def result_of(row: Any) -> ProbeResult:
+    """The result in a row that ends with the target's key and `RESULT_COLUMNS`."""
+    key, *values = row[-len(_RESULT_FIELDS) - 1 :]
+    named = dict(zip(_RESULT_FIELDS, values, strict=True))
+    named["outcome"] = _OUTCOMES[named["outcome"]]
+    return ProbeResult(target=key, **named)
+
+
+def probe_row(
+    result: ProbeResult,
+    target_id: int,
+    *,
+    owner: str,
+    source: ProbeSource,
+    feeds_features: bool,
+    task_number: int | None = None,
+    monitor_number: int | None = None,
+) -> ProbeRow:
+    """The row of a result, for :func:`insert_probes`."""
+    if result.error or result.final_url:
+        result = replace(result, error=_clean(result.error), final_url=_clean(result.final_url))
+    asked_by = (source.value, task_number, monitor_number, feeds_features)
+    return (owner, target_id, *asked_by, *_result_values(result))
+
+
+def _clean(text: str | None) -> str | None:
+    """Text that a server had a hand in, without what a database refuses: lone surrogates, and (PostgreSQL) NUL."""
+    return text and text.encode("utf-8", "replace").decode().replace("\0", "?")
+
+
+def insert_probes(connection: sa.Connection, rows: Sequence[ProbeRow]) -> int:
+    """Store probes, except those that are there already; returns how many were not.
+
+    The same target, instant and task make the same probe. Call `order_probe_ids` first.
+    """
+    if not rows:
+        return 0
+    # By hand, because SQLAlchemy would make a dictionary of each row first: half the time of a big import.
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    marks = ", ".join([mark] * len(_PROBE_COLUMNS))
+    statement = f"INSERT INTO probes ({', '.join(_PROBE_COLUMNS)}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+    return connection.exec_driver_sql(statement, list(rows)).rowcount
+
+
+def feeds_features(request: ProbeRequest) -> bool:
+    """Whether the verdict is one on the target as features know it: with default options, or named for its own."""
+    return request.options == DEFAULT_OPTIONS or request.target.name is not None
+
+
+def known_ids(connection: sa.Connection, owner: str, keys: Sequence[str]) -> dict[str, int]:
+    """Ids of the targets that are known, by key."""
+    found: dict[str, int] = {}
+    for some in chunks(keys, LOOKUP_CHUNK):
+        query = sa.select(targets.c.key, targets.c.id).where(targets.c.owner == owner, targets.c.key.in_(some))
+        found.update(connection.execute(query).all())
+    return found
+
+
+def remember(connection: sa.Connection, owner: str, wanted: Iterable[Target], *, now_ms: int) -> dict[str, int]:
+    """Ids of the targets by key; those not known yet are added."""
+    by_key = {target.key: target for target in wanted}
+    ids = known_ids(connection, owner, list(by_key))
+    missing = [key for key in by_key if key not in ids]
+    if missing:
+        rows = [
+            {
+                "owner": owner,
+                "key": key,
+                "name": by_key[key].name,
+                "host": by_key[key].host,
+                "group": by_key[key].group,
+                "first_seen_ms": now_ms,
+            }
+            for key in missing
+        ]
+        add_targets_alone(connection)
+        # Another process may have added some meanwhile (PostgreSQL).
+        connection.execute(insert(connection, targets).on_conflict_do_nothing(), rows)
+        ids |= known_ids(connection, owner, missing)
+    return ids

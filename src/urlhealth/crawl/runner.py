@@ -1,0 +1,146 @@
+"""Keeps the dispatcher busy with what waits, and files what it finds: one turn after the other."""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from urlhealth.crawl.lease import Lease
+from urlhealth.crawl.store import CrawlStore
+from urlhealth.crawl.work import OpenTask
+from urlhealth.errors import LeaseLost
+from urlhealth.vocabulary import Dispatcher, Probed, ProbeRequest
+
+log = logging.getLogger(__name__)
+
+#: Tasks that are served side by side; later ones wait until one of them is done.
+MAX_OPEN_TASKS: Final = 1_000
+#: Waiting targets of a task that are read at once.
+FEED_PAGE: Final = 500
+
+
+@dataclass
+class _Feed:
+    """One open task's targets on their way to the dispatcher."""
+
+    task: OpenTask
+    #: Read from the database, not yet dispatched.
+    ready: deque[ProbeRequest] = field(default_factory=deque)
+    #: Keys of the targets that are dispatched and have no result yet.
+    in_flight: set[str] = field(default_factory=set)
+    #: Id of the last target that was read.
+    after: int = 0
+    #: Whether all targets that wait were read.
+    read_all: bool = False
+
+
+class CrawlRunner:
+    """Dispatches targets of tasks and due monitors while this process holds the lease.
+
+    What is under way is known only here, in memory; what waits is in the database. So a crash or a lost lease needs no
+    repair: whoever runs next finds what has no result yet. Use from one thread.
+    """
+
+    def __init__(self, store: CrawlStore, lease: Lease, dispatcher: Dispatcher) -> None:
+        self._store = store
+        self._lease = lease
+        self._dispatcher = dispatcher
+        #: By task id.
+        self._feeds: dict[str, _Feed] = {}
+        self._unfiled: list[Probed] = []
+        self._turn = 0
+
+    def step(self, timeout_s: float) -> int:
+        """One turn: dispatch what waits, wait up to `timeout_s` for results, file them; returns how many were filed.
+
+        Without the lease it drops what comes. After an error of the database, call it again: results that could not be
+        filed are kept for the next turn.
+        """
+        if not self._lease.held:
+            self._forget()
+            self._dispatcher.results(timeout_s)
+            return 0
+        try:
+            filed = self._file()  # left over from a turn that failed
+            self._dispatch()
+            self._unfiled += self._dispatcher.results(timeout_s)
+            return filed + self._file()
+        except LeaseLost as error:
+            log.warning("%s; the targets under way are left to the new writer", error)
+            self._forget()
+            return 0
+
+    def _forget(self) -> None:
+        self._feeds.clear()
+        self._unfiled.clear()
+
+    def _file(self) -> int:
+        if not self._unfiled:
+            return 0
+        filed = self._store.file_results(self._unfiled, worker=self._dispatcher.worker_id, lease=self._lease)
+        for probed in self._unfiled:
+            feed = self._feeds.get(probed.request.task_id or "")
+            if feed is not None:
+                feed.in_flight.discard(probed.request.target.key)
+        self._unfiled.clear()
+        return filed
+
+    def _dispatch(self) -> None:
+        if self._dispatcher.capacity <= 0:
+            return
+        self._dispatch_monitors()
+        self._refresh_feeds()
+        # Each turn begins with another task, so that all get on even where there is room for few.
+        self._turn += 1
+        feeds = list(self._feeds.values())
+        start = self._turn % len(feeds) if feeds else 0
+        taken = self._take_in_turn(feeds[start:] + feeds[:start], self._dispatcher.capacity)
+        queued = {feed.task.number for feed, _ in taken if feed.task.queued}
+        if queued:
+            self._store.start_tasks(sorted(queued), lease=self._lease)
+        if taken:
+            self._dispatcher.submit([request for _, request in taken])
+        for feed, request in taken:
+            feed.in_flight.add(request.target.key)
+
+    def _dispatch_monitors(self) -> None:
+        due = self._store.take_due_monitors(self._dispatcher.capacity, lease=self._lease)
+        if due:
+            self._dispatcher.submit([ProbeRequest(target=m.target, monitor_id=m.monitor_id) for m in due])
+
+    def _refresh_feeds(self) -> None:
+        """Add feeds for new tasks, drop those of tasks that are done or deleted."""
+        feeds = {}
+        for task in self._store.open_tasks(limit=MAX_OPEN_TASKS):
+            feed = feeds[task.task_id] = self._feeds.get(task.task_id) or _Feed(task)
+            feed.task = task
+            if feed.read_all and not feed.ready and not feed.in_flight:
+                feed.after, feed.read_all = 0, False  # not done, nothing under way: a turn failed on the way
+        self._feeds = feeds
+
+    def _take_in_turn(self, feeds: Sequence[_Feed], room: int) -> list[tuple[_Feed, ProbeRequest]]:
+        """Up to `room` requests, one of each task after the other."""
+        taken: list[tuple[_Feed, ProbeRequest]] = []
+        active = deque(feeds)
+        while active and len(taken) < room:
+            feed = active.popleft()
+            self._fill(feed)
+            if feed.ready:
+                taken.append((feed, feed.ready.popleft()))
+                active.append(feed)
+        return taken
+
+    def _fill(self, feed: _Feed) -> None:
+        if feed.ready:
+            return
+        while not feed.ready and not feed.read_all:
+            waiting = self._store.waiting_targets(feed.task.number, after=feed.after, limit=FEED_PAGE)
+            feed.read_all = len(waiting) < FEED_PAGE
+            if waiting:
+                feed.after = waiting[-1][0]
+            feed.ready.extend(
+                ProbeRequest(target=target, options=feed.task.options, task_id=feed.task.task_id)
+                for _, target in waiting
+                if target.key not in feed.in_flight
+            )

@@ -1,0 +1,208 @@
+"""The tables of tasks, targets, probes, monitors and what the writer carries, for SQLite and PostgreSQL.
+
+Rows refer to each other by small integers (`number`, `id`), because a probe or a task's URL is stored millions of
+times; what people see (`task_id`, `monitor_id`, a target's key) stands once, in the row referred to. Times are
+milliseconds since 1970 UTC. Each index serves a query of this package, named beside it.
+"""
+
+from typing import Final
+
+import sqlalchemy as sa
+
+metadata: Final = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+#: 64 bits everywhere; SQLite numbers rows by itself only where the type is spelled INTEGER.
+_Id: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+def _number(name: str) -> sa.Column[int]:
+    """A key that grows and is never given out twice, also after its row was deleted (`sqlite_autoincrement`)."""
+    return sa.Column(name, _Id, primary_key=True, autoincrement=True)
+
+
+def _owner() -> sa.Column[str]:
+    return sa.Column("owner", sa.Text, nullable=False, server_default="local")
+
+
+targets: Final = sa.Table(
+    "targets",
+    metadata,
+    _number("id"),
+    _owner(),
+    #: `Target.key`: the URL, and after a `#` (which a normalised URL does not have) the name, if any.
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("name", sa.Text),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("group", sa.Text, nullable=False),
+    #: Whether any of its probes was simulated.
+    sa.Column("simulated", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("first_seen_ms", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("owner", "key"),
+    sqlite_autoincrement=True,
+)
+# Pages of an owner's targets.
+sa.Index(None, targets.c.owner, targets.c.id)
+
+tasks: Final = sa.Table(
+    "tasks",
+    metadata,
+    _number("number"),
+    sa.Column("task_id", sa.Text, nullable=False, unique=True),
+    _owner(),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("options", sa.JSON, nullable=False),
+    #: Counters, kept in the transaction that files results: counting a million URLs at each request would be slow.
+    sa.Column("total", sa.BigInteger, nullable=False),
+    sa.Column("done", sa.BigInteger, nullable=False),
+    sa.Column("outcomes", sa.JSON, nullable=False),
+    sa.Column("workers", sa.JSON, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("started_ms", sa.BigInteger),
+    sa.Column("finished_ms", sa.BigInteger),
+    sqlite_autoincrement=True,
+)
+# Pages of an owner's tasks, of all and of one status; counts by status.
+sa.Index(None, tasks.c.owner, tasks.c.number)
+sa.Index(None, tasks.c.owner, tasks.c.status, tasks.c.number)
+# The tasks that the runner has to look after.
+_unfinished = tasks.c.finished_ms.is_(None)
+sa.Index("ix_tasks_unfinished", tasks.c.number, sqlite_where=_unfinished, postgresql_where=_unfinished)
+
+task_urls: Final = sa.Table(
+    "task_urls",
+    metadata,
+    sa.Column("task_number", _Id, sa.ForeignKey("tasks.number", ondelete="CASCADE"), primary_key=True),
+    sa.Column("position", sa.BigInteger, primary_key=True),
+    sa.Column("sent_url", sa.Text, nullable=False),
+    sa.Column("target_id", _Id, sa.ForeignKey("targets.id"), nullable=False),
+    #: The probe that answers it; null while it waits.
+    sa.Column("probe_id", _Id),
+    sqlite_with_rowid=False,
+)
+# What waits: read in order to dispatch, each target once however often it was sent, and again to file its result.
+_waiting = task_urls.c.probe_id.is_(None)
+sa.Index(
+    "ix_task_urls_waiting",
+    task_urls.c.task_number,
+    task_urls.c.target_id,
+    sqlite_where=_waiting,
+    postgresql_where=_waiting,
+)
+
+probes: Final = sa.Table(
+    "probes",
+    metadata,
+    _number("id"),
+    _owner(),
+    sa.Column("target_id", _Id, sa.ForeignKey("targets.id"), nullable=False),
+    sa.Column("ts_ms", sa.BigInteger, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("status_code", sa.Integer),
+    sa.Column("dns_ms", sa.Double),
+    sa.Column("connect_ms", sa.Double),
+    sa.Column("tls_ms", sa.Double),
+    sa.Column("first_byte_ms", sa.Double),
+    sa.Column("total_ms", sa.Double),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("redirects", sa.Integer, nullable=False),
+    sa.Column("final_url", sa.Text),
+    sa.Column("address", sa.Text),
+    sa.Column("http_version", sa.Text),
+    sa.Column("cert_expires_ms", sa.BigInteger),
+    sa.Column("error", sa.Text),
+    sa.Column("source", sa.Text, nullable=False),
+    #: What asked for it; both stay when the task or monitor is deleted.
+    sa.Column("task_number", _Id),
+    sa.Column("monitor_number", _Id),
+    #: Whether the verdict is one on the target with its own options, so that features may learn from it.
+    sa.Column("feeds_features", sa.Boolean, nullable=False),
+    sqlite_autoincrement=True,
+)
+# A target's history; and nothing that is filed or imported again is doubled.
+sa.Index(
+    "uq_probes_target_time",
+    probes.c.target_id,
+    probes.c.ts_ms,
+    sa.func.coalesce(probes.c.task_number, sa.literal_column("0")),
+    unique=True,
+)
+# Verdicts after a position: probes that feed nothing are not read over and over.
+sa.Index(
+    "ix_probes_verdicts",
+    probes.c.id,
+    sqlite_where=sa.text("feeds_features = 1"),
+    postgresql_where=sa.text("feeds_features"),
+)
+
+monitors: Final = sa.Table(
+    "monitors",
+    metadata,
+    _number("number"),
+    sa.Column("monitor_id", sa.Text, nullable=False, unique=True),
+    _owner(),
+    sa.Column("target_id", _Id, sa.ForeignKey("targets.id"), nullable=False),
+    sa.Column("interval_s", sa.Integer, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("next_due_ms", sa.BigInteger, nullable=False),
+    # One monitor a target.
+    sa.UniqueConstraint("owner", "target_id"),
+    sqlite_autoincrement=True,
+)
+# Pages of an owner's monitors.
+sa.Index(None, monitors.c.owner, monitors.c.number)
+# What is due.
+_active = sa.not_(monitors.c.paused)
+sa.Index("ix_monitors_due", monitors.c.next_due_ms, sqlite_where=_active, postgresql_where=_active)
+
+leases: Final = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("expires_ms", sa.BigInteger, nullable=False),
+)
+
+carried_states: Final = sa.Table(
+    "carried_states",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+)
+
+pipeline_positions: Final = sa.Table(
+    "pipeline_positions",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    #: Id of the last probe that is in the carried states.
+    sa.Column("probe_id", _Id, nullable=False),
+)
+
+predictions: Final = sa.Table(
+    "predictions",
+    metadata,
+    _number("id"),
+    _owner(),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("ts_ms", sa.BigInteger, nullable=False),
+    sa.Column("sent_url", sa.Text, nullable=False),
+    sa.Column("target", sa.Text, nullable=False),
+    sa.Column("horizon", sa.Text, nullable=False),
+    sa.Column("probability", sa.Double),
+    sa.Column("probability_at_end", sa.Double),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("health", sa.Text, nullable=False),
+    sa.Column("age_s", sa.Double),
+    sa.Column("observed_ms", sa.BigInteger),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,152 @@
+"""Feast batch engine that carries Arrow from the offline store into packed rows, without a protobuf per value.
+
+Imported by Feast, from `batch_engine` in `feature_store.yaml`. Whatever is not a plain feature view on the packed
+online store goes Feast's own way.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from struct import pack
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from feast import FeatureView
+from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
+from feast.infra.compute_engines.local.compute import LocalComputeEngine
+from feast.infra.compute_engines.local.job import LocalMaterializationJob
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.repo_config import FeastConfigBaseModel
+from feast.utils import _get_column_names, _run_pyarrow_field_mapping
+from feast.value_type import ValueType
+
+from urlhealth.feast_stores.online import PackedOnlineStore, layout_of, table_of
+from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.rows import Row
+
+_ROWS_A_BATCH = 20_000
+
+_log = logging.getLogger(__name__)
+
+
+def _text(value: Any) -> bytes:
+    encoded: bytes = value.encode()
+    return encoded
+
+
+#: How Feast's entity keys hold a value of each type.
+_KEY_BYTES: dict[ValueType, Callable[[Any], bytes]] = {
+    ValueType.STRING: _text,
+    ValueType.BYTES: bytes,
+    ValueType.INT32: lambda value: pack("<i", value),
+    ValueType.INT64: lambda value: pack("<q", value),
+}
+
+
+class ArrowBatchEngineConfig(FeastConfigBaseModel):
+    """What `batch_engine` in `feature_store.yaml` may say."""
+
+    type: Literal["urlhealth.feast_stores.engine.ArrowBatchEngine"] = "urlhealth.feast_stores.engine.ArrowBatchEngine"
+
+
+class ArrowBatchEngine(LocalComputeEngine):
+    """Materializes plain feature views straight into packed rows, all in one transaction."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.pop("type", None)  # Feast hands over every key of the YAML
+        super().__init__(**kwargs)
+
+    def _materialize_one(
+        self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
+    ) -> LocalMaterializationJob:
+        view = task.feature_view
+        if not self._is_plain(view):
+            return super()._materialize_one(registry, task, **kwargs)
+        job_id = f"{view.name}-{task.start_time}-{task.end_time}"
+        try:
+            self._materialize_plain(registry, task)
+        except Exception as error:  # Feast raises it again
+            return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
+        return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
+
+    def _is_plain(self, view: FeatureView) -> bool:
+        return (
+            type(view) is FeatureView
+            and isinstance(self.online_store, PackedOnlineStore)
+            and self.repo_config.entity_key_serialization_version == 3
+            and view.online
+            and not view.offline
+            and not view.enable_validation
+            and not view.source_views
+            and all(column.dtype.to_value_type() in _KEY_BYTES for column in view.entity_columns)
+            and all(field.kind != "value" for field in layout_of(view).fields)
+        )
+
+    def _materialize_plain(self, registry: BaseRegistry, task: MaterializationTask) -> None:
+        view, source = task.feature_view, task.feature_view.batch_source
+        entities = [registry.get_entity(name, task.project) for name in view.entities]
+        join_keys, features, timestamp, created = _get_column_names(view, entities)
+        table = self.offline_store.pull_latest_from_table_or_query(
+            config=self.repo_config,
+            data_source=source,
+            join_key_columns=join_keys,
+            feature_name_columns=features,
+            timestamp_field=timestamp,
+            created_timestamp_column=created,
+            start_date=task.start_time,
+            end_date=task.end_time,
+        ).to_arrow()
+        table = _run_pyarrow_field_mapping(table, source.field_mapping)
+        if not table.num_rows:
+            return
+        names = dict(source.field_mapping)
+        self.online_store.rows(self.repo_config).write(
+            table_of(self.repo_config, view),
+            layout_of(view),
+            _rows(
+                table,
+                layout_of(view),
+                {column.name: column.dtype.to_value_type() for column in view.entity_columns},
+                names.get(timestamp, timestamp),
+                names.get(created, created) if created else None,
+            ),
+        )
+
+
+def _rows(
+    table: pa.Table, layout: Layout, keys: dict[str, ValueType], timestamp: str, created: str | None
+) -> Iterator[Row]:
+    """The table's rows, packed; those without a key cannot be found again and are left out, which is logged."""
+    keyed = np.ones(table.num_rows, bool)
+    for name in keys:
+        keyed &= np.asarray(table.column(name).is_valid())
+    if not keyed.all():
+        _log.warning("view %s: %d rows without %s are left out", layout.view, int((~keyed).sum()), " and ".join(keys))
+        table = table.filter(keyed)
+    for start in range(0, table.num_rows, _ROWS_A_BATCH):
+        part = table.slice(start, _ROWS_A_BATCH)
+        event_us = _microseconds(part.column(timestamp))
+        created_us = _microseconds(part.column(created)) if created else [0] * len(event_us)
+        yield from zip(entity_keys(part, keys), event_us, created_us, layout.pack(part), strict=True)
+
+
+def entity_keys(table: pa.Table, keys: dict[str, ValueType]) -> list[bytes]:
+    """Feast's entity keys (serialization version 3) of a table's rows, from join keys and their types."""
+    names = sorted(keys)
+    start = pack("<I", len(names))
+    for name in names:
+        encoded = name.encode()
+        start += pack("<II", ValueType.STRING.value, len(encoded)) + encoded
+    columns = []
+    for name in names:
+        kind, to_bytes = pack("<I", keys[name].value), _KEY_BYTES[keys[name]]
+        values = [to_bytes(value) for value in table.column(name).to_pylist()]
+        columns.append([kind + pack("<I", len(value)) + value for value in values])
+    return [start + b"".join(parts) for parts in zip(*columns, strict=True)]
+
+
+def _microseconds(column: Any) -> list[int]:
+    whole: list[int] = (
+        column.cast(pa.timestamp("us", column.type.tz), safe=False).cast("int64").fill_null(0).to_pylist()
+    )
+    return whole

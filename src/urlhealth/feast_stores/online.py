@@ -1,0 +1,210 @@
+"""Feast online store of packed rows: one row per entity and view, in the embedded file.
+
+Imported by Feast, from `type` in `feature_store.yaml`. A row is written whole: a feature that a write lacks becomes
+null. An older row never overwrites a newer one.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Literal
+
+import pyarrow as pa
+from feast import Entity, FeatureView
+from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.helpers import compute_table_id
+from feast.infra.online_stores.online_store import OnlineStore
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import FeastConfigBaseModel, RepoConfig
+from feast.types import Array, PrimitiveFeastType
+
+from urlhealth.feast_stores.packed import Kind, Layout, PackedField
+from urlhealth.feast_stores.paths import ONLINE_FILE, store_path
+from urlhealth.feast_stores.rows import PackedRows
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_KINDS: dict[PrimitiveFeastType, Kind] = {
+    PrimitiveFeastType.FLOAT64: "float64",
+    PrimitiveFeastType.FLOAT32: "float32",
+    PrimitiveFeastType.INT64: "int64",
+    PrimitiveFeastType.INT32: "int32",
+    PrimitiveFeastType.BOOL: "bool",
+    PrimitiveFeastType.UNIX_TIMESTAMP: "timestamp",
+    PrimitiveFeastType.STRING: "string",
+    PrimitiveFeastType.BYTES: "bytes",
+}
+_NUMBERS = ("float64", "float32", "int64", "int32", "bool")
+
+#: Field of Feast's `Value`, for scalars.
+_VALUES: dict[Kind, str] = {
+    "float64": "double_val",
+    "float32": "float_val",
+    "int64": "int64_val",
+    "int32": "int32_val",
+    "bool": "bool_val",
+    "timestamp": "unix_timestamp_val",
+    "string": "string_val",
+    "bytes": "bytes_val",
+}
+
+#: Tag of a Feast field that says how many values its arrays have.
+LENGTH_TAG = "length"
+
+
+class PackedOnlineStoreConfig(FeastConfigBaseModel):
+    """What `online_store` in `feature_store.yaml` may say."""
+
+    type: Literal["urlhealth.feast_stores.online.PackedOnlineStore"] = "urlhealth.feast_stores.online.PackedOnlineStore"
+    #: The SQLite file, relative to the repo; by default in the platform's home folder.
+    path: str | None = None
+
+
+class PackedOnlineStore(OnlineStore):
+    """One packed row per entity and view in a SQLite file."""
+
+    # Says so at once, where Feast would import several other stores to find out.
+    _versioned_read_supported = False
+
+    def __init__(self) -> None:
+        self._rows: PackedRows | None = None
+
+    def rows(self, config: RepoConfig) -> PackedRows:
+        """The file of packed rows."""
+        if self._rows is None:
+            self._rows = PackedRows(store_path(config.online_store.path, config.repo_path, ONLINE_FILE))
+        return self._rows
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write rows in one transaction; timestamps without a zone are UTC."""
+        layout = layout_of(table)
+        columns = [
+            pa.array([_python(field, values.get(field.name)) for _, values, _, _ in data], field.arrow_type)
+            for field in layout.fields
+        ]
+        packed = layout.pack(pa.table(columns, names=[field.name for field in layout.fields]))
+        version = config.entity_key_serialization_version
+        self.rows(config).write(
+            table_of(config, table),
+            layout,
+            [
+                (serialize_entity_key(key, version), _us(event), _us(created) if created else 0, row)
+                for (key, _, event, created), row in zip(data, packed, strict=True)
+            ],
+        )
+        if progress:
+            progress(len(data))
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        """Event time and requested features of each entity, `(None, None)` where there is none."""
+        layout = layout_of(table)
+        version = config.entity_key_serialization_version
+        keys = [serialize_entity_key(key, version) for key in entity_keys]
+        found = self.rows(config).read(table_of(config, table), keys)
+        wanted = [f for f in layout.fields if requested_features is None or f.name in requested_features]
+        columns = layout.unpack([row for _, row in found.values()], [field.name for field in wanted])
+        values = [[_proto(field, value) for value in columns[field.name]] for field in wanted]
+        names = [field.name for field in wanted]
+        records = dict(zip(found, zip(*values, strict=True), strict=True)) if values else dict.fromkeys(found, ())
+        return [
+            (_EPOCH + timedelta(microseconds=found[key][0]), dict(zip(names, records[key], strict=True)))
+            if key in found
+            else (None, None)
+            for key in keys
+        ]
+
+    def update(
+        self,
+        config: RepoConfig,
+        tables_to_delete: Sequence[FeatureView],
+        tables_to_keep: Sequence[FeatureView],
+        entities_to_delete: Sequence[Entity],  # noqa: ARG002 (Feast's signature)
+        entities_to_keep: Sequence[Entity],  # noqa: ARG002
+        partial: bool,  # noqa: ARG002
+    ) -> None:
+        """Make the views' tables; one whose schema changed is emptied, because its rows cannot be read any more."""
+        rows = self.rows(config)
+        rows.drop(table_of(config, view) for view in tables_to_delete)
+        for view in tables_to_keep:
+            if rows.define(table_of(config, view), layout_of(view)):
+                print(
+                    f"The schema of {view.name} changed: its online rows were deleted. Fill them again with "
+                    "`feast materialize`."
+                )
+
+    def teardown(
+        self,
+        config: RepoConfig,
+        tables: Sequence[FeatureView],
+        entities: Sequence[Entity],  # noqa: ARG002 (Feast's signature)
+    ) -> None:
+        """Delete the views' tables."""
+        self.rows(config).drop(table_of(config, view) for view in tables)
+
+
+def table_of(config: RepoConfig, view: FeatureView) -> str:
+    """Name of the table of a view (of its version, if versions are switched on)."""
+    name: str = compute_table_id(config.project, view, config.registry.enable_online_feature_view_versioning)
+    return name
+
+
+def layout_of(view: FeatureView) -> Layout:
+    """The layout of any Feast view's rows: numbers, text and bytes as they are, other types as Feast's own values."""
+    return _layout(view.name, tuple((f.name, f.dtype, (f.tags or {}).get(LENGTH_TAG, "0")) for f in view.features))
+
+
+@lru_cache(maxsize=256)
+def _layout(view: str, features: tuple[tuple[str, Any, str], ...]) -> Layout:
+    return Layout(view=view, fields=tuple(_field(name, dtype, int(length)) for name, dtype, length in features))
+
+
+def _field(name: str, dtype: Any, length: int) -> PackedField:
+    if isinstance(dtype, Array):
+        kind = _KINDS.get(dtype.base_type)
+        if kind in _NUMBERS:
+            return PackedField(name=name, kind=kind, length=length if length > 1 else 0)
+    elif dtype in _KINDS:
+        return PackedField(name=name, kind=_KINDS[dtype])
+    return PackedField(name=name, kind="value")
+
+
+def _python(field: PackedField, value: Value | None) -> Any:
+    which = None if value is None else value.WhichOneof("val")
+    if value is None or which is None:
+        return None
+    if field.kind == "value":
+        return value.SerializeToString()
+    held = getattr(value, which)
+    return held if field.length == 1 else list(held.val)
+
+
+def _proto(field: PackedField, value: Any) -> Value:
+    proto = Value()
+    if value is None:
+        return proto
+    if field.kind == "value":
+        proto.ParseFromString(value)
+        return proto
+    name = _VALUES[field.kind]
+    if field.length == 1:
+        return Value(**{name: value.decode() if field.kind == "string" else value})
+    getattr(proto, name.replace("_val", "_list_val")).val.extend(value)
+    return proto
+
+
+def _us(moment: datetime) -> int:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (aware - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,193 @@
+"""Parquet datasets made of segments: `<folder>/day=YYYY-MM-DD/<segment>.parquet`.
+
+A segment is written under a hidden name, flushed to disk and renamed, so that a reader sees all of a file or none of
+it, and any number of processes may write. A segment written again under the same name replaces the first.
+"""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from urlhealth.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_DAY_US = 86_400_000_000
+_DAY_FOLDER = re.compile(r"day=(\d{4}-\d{2}-\d{2})")
+_MAGIC = b"PAR1"
+
+
+def append(folder: Path, table: Any, *, timestamp_column: str, segment: str) -> None:
+    """Write `table` (`pyarrow.Table`) as the segment of that name, split by UTC day of `timestamp_column`.
+
+    Timestamps are stored in microseconds, UTC; those without a zone are taken for UTC.
+
+    Raises:
+        StoreUnavailable: the folder cannot be written.
+        ValueError: the segment's name cannot be one of a file, or a row has no timestamp.
+    """
+    if not segment or segment.startswith((".", "_")) or "/" in segment:
+        raise ValueError(f"segment name {segment!r} cannot be used: no '/', no leading '.' or '_', not empty")
+    table = in_microseconds(table)
+    instants = table.column(timestamp_column)
+    if instants.null_count:
+        raise ValueError(f"segment {segment!r}: {instants.null_count} rows have no {timestamp_column}")
+    days = instants.cast("int64").to_numpy() // _DAY_US
+    distinct = np.unique(days)
+    try:
+        written = []
+        for day in distinct.tolist():
+            part = table if len(distinct) == 1 else table.filter(days == day)
+            name = datetime.fromtimestamp(day * 86_400, UTC).strftime("day=%Y-%m-%d")
+            written.append(write_atomically(part, folder / name / f"{segment}.parquet"))
+        for stale in set(folder.glob(f"day=*/{segment}.parquet")).difference(written):
+            stale.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"offline store: segment {segment} cannot be written to {folder}: {error}") from error
+
+
+def write_atomically(table: Any, path: Path) -> Path:
+    """Write a `pyarrow.Table` to one Parquet file, wholly or not at all; returns `path`."""
+    import pyarrow.parquet as pq
+
+    return replace_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Let `write` make a file under a hidden name beside `path`, flush it to disk, and rename it; returns `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write(temporary)
+        _flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush(path.parent)
+    return path
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def in_microseconds(table: Any) -> Any:
+    """The `pyarrow.Table` with each timestamp column cast to microseconds, UTC (finer parts are cut off)."""
+    import pyarrow as pa
+
+    instant = pa.timestamp("us", "UTC")
+    fields = [field.with_type(instant) if pa.types.is_timestamp(field.type) else field for field in table.schema]
+    return table.cast(pa.schema(fields), safe=False).replace_schema_metadata(None)
+
+
+def files(path: Path, *, since_us: int | None = None, until_us: int | None = None) -> list[Path]:
+    """The Parquet files of a dataset (or `path` itself, if it is a file), sorted by name.
+
+    Hidden files, which are those being written, are left out; so are folders of days wholly outside
+    `[since_us, until_us]` (microseconds since 1970 UTC).
+
+    Raises:
+        StoreUnavailable: a file is cut short; names it.
+    """
+    if path.is_file():
+        found = [path]
+    else:
+        found, folders = [], [path]
+        while folders:
+            try:
+                entries = list(os.scandir(folders.pop()))
+            except FileNotFoundError:
+                continue
+            for entry in entries:
+                if entry.name.startswith((".", "_")):
+                    continue
+                if entry.is_dir():
+                    if _in_range(entry.name, since_us, until_us):
+                        folders.append(Path(entry.path))
+                elif entry.name.endswith(".parquet"):
+                    found.append(Path(entry.path))
+    torn = [file for file in found if not _is_whole(file)]
+    if torn:
+        raise StoreUnavailable(
+            f"offline store: {torn[0]} is not a whole Parquet file ({len(torn)} such). Restore or delete it; what the "
+            "platform wrote can be made anew from stored probes with `urlhealth features build`"
+        )
+    return sorted(found)
+
+
+def _in_range(folder: str, since_us: int | None, until_us: int | None) -> bool:
+    match = _DAY_FOLDER.fullmatch(folder)
+    if match is None:
+        return True
+    start_us = int(datetime.fromisoformat(match[1]).replace(tzinfo=UTC).timestamp()) * 1_000_000
+    return not (
+        (since_us is not None and start_us + _DAY_US <= since_us) or (until_us is not None and start_us > until_us)
+    )
+
+
+def _is_whole(file: Path) -> bool:
+    with file.open("rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        if size < 12:
+            return False
+        handle.seek(-4, os.SEEK_END)
+        return handle.read() == _MAGIC
+
+
+def scan(
+    path: Path,
+    *,
+    schema: "Mapping[str, pl.DataType] | None" = None,
+    since_us: int | None = None,
+    until_us: int | None = None,
+) -> "pl.LazyFrame":
+    """All rows of a dataset, or of one Parquet file, in whole days that touch `[since_us, until_us]`.
+
+    The columns are those of the file written last, and those of `schema` that it lacks; a file without one of them
+    gives nulls. A dataset without files gives an empty frame of `schema`.
+
+    Raises:
+        StoreUnavailable: a file is cut short; names it.
+    """
+    import polars as pl
+
+    schema = dict(schema or {})
+    found = files(path, since_us=since_us, until_us=until_us)
+    if not found:
+        return pl.LazyFrame(schema=schema)
+    newest = max(found, key=lambda file: file.stat().st_mtime_ns)
+    frame = pl.scan_parquet(
+        found,
+        schema=pl.read_parquet_schema(newest),
+        hive_partitioning=False,
+        missing_columns="insert",
+        extra_columns="ignore",
+        cast_options=pl.ScanCastOptions(
+            integer_cast=["upcast", "allow-float"],
+            float_cast=["upcast", "downcast"],
+            datetime_cast=["nanosecond-downcast", "microsecond-downcast"],
+        ),
+    )
+    present = frame.collect_schema()
+    missing = [pl.lit(None, dtype).alias(name) for name, dtype in schema.items() if name not in present]
+    return frame.with_columns(missing) if missing else frame
+
+
+def clear(folder: Path) -> None:
+    """Delete a dataset; readers that listed it before may fail, later ones find it empty."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)

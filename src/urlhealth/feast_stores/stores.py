@@ -1,0 +1,239 @@
+"""What the platform does with Feast: write states, read the newest ones without Feast, keep the registry up to date."""
+
+import copy
+import hashlib
+import importlib.util
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from urlhealth.errors import ConfigurationError
+from urlhealth.feast_stores import segments
+from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_FILE, store_path
+from urlhealth.feast_stores.rows import PackedRows, string_keys, table_name
+from urlhealth.features.catalog import STATE_VIEWS
+from urlhealth.features.columns import StateRows, States, StateView
+from urlhealth.settings import ROOT, Settings
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+_REPO = ROOT / "feature_repo"
+_OFFLINE = "urlhealth.feast_stores.offline.UrlHealthOfflineStore"
+_ONLINE = "urlhealth.feast_stores.online.PackedOnlineStore"
+_REGISTRY = "urlhealth.feast_stores.registry.AtomicFileRegistryStore"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnlineStates:
+    """The newest states of n entities."""
+
+    #: Records of the view's dtype, shape (n,); the initial state where nothing is known.
+    states: States
+    #: int64, shape (n,): the instant that each state is of, ms since 1970 UTC; 0 where nothing is known.
+    ts_ms: npt.NDArray[np.int64]
+
+
+class FeatureStores:
+    """The platform's offline and online store, the same ones that `feast -c feature_repo` uses.
+
+    Reading is safe from any thread and process; one process writes at a time.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+
+    def write(self, rows: StateRows, *, segment: str, created_ms: int) -> None:
+        """Append states to the view's dataset and make the newest ones readable online.
+
+        Args:
+            segment: name of the rows' segment; written again under the same name, it replaces the first.
+            created_ms: when the states were computed, ms since 1970 UTC; breaks ties of equal event times.
+
+        Raises:
+            ConfigurationError: Feast's stores are not the embedded ones.
+            StoreUnavailable: a store cannot be written.
+        """
+        import pyarrow as pa
+
+        if not len(rows):
+            return
+        view, event_us = rows.view, rows.ts_ms * 1000
+        instant = pa.timestamp("us", "UTC")
+        table = pa.table(
+            {
+                view.entity: pa.array(rows.keys, pa.string()),
+                "event_timestamp": pa.array(event_us).cast(instant),
+                "created_timestamp": pa.array(np.full(len(rows), created_ms * 1000)).cast(instant),
+                **view.to_arrow(rows.states),
+            }
+        )
+        segments.append(self._offline / view.name, table, timestamp_column="event_timestamp", segment=segment)
+        newest = _newest(rows.keys, event_us)
+        keys = string_keys(view.entity, rows.keys[newest].tolist())
+        packed = _layout(view).pack_states(rows.states[newest])
+        created_us = [created_ms * 1000] * len(keys)
+        self._online.write(
+            self._table(view), _layout(view), zip(keys, event_us[newest].tolist(), created_us, packed, strict=True)
+        )
+
+    def read(self, view: StateView, keys: Sequence[str]) -> OnlineStates:
+        """The newest states of the entities with these keys, in their order; no Feast, no protobuf.
+
+        Raises:
+            ConfigurationError: Feast's online store is not the embedded one.
+            StoreUnavailable: the store cannot be read, or holds rows of another schema of the view.
+        """
+        states, ts_ms = view.initial(len(keys)), np.zeros(len(keys), np.int64)
+        blobs = string_keys(view.entity, keys)
+        found = self._online.read(self._table(view), blobs)
+        rows = [found.get(blob) for blob in blobs]
+        present = [i for i, row in enumerate(rows) if row is not None]
+        if present:
+            events, packed = zip(*(row for row in rows if row is not None), strict=True)
+            states[present] = _layout(view).heads(packed)["state"]
+            ts_ms[present] = np.asarray(events, np.int64) // 1000
+        return OnlineStates(states=states, ts_ms=ts_ms)
+
+    def feast(self) -> "FeatureStore":
+        """Feast's own view of the same stores; made once (importing Feast takes seconds)."""
+        with self._lock:
+            return self._feast
+
+    def apply(self) -> bool:
+        """Make the registry match `feature_repo`, as `feast apply` does; whether it had to be changed.
+
+        Costs next to nothing if these definitions were applied before. A view whose schema changed loses its
+        online rows; they can be filled again with `feast materialize`.
+        """
+        stamp = self._settings.feast_home / "applied"
+        if stamp.exists() and stamp.read_text() == self._definitions and self._registry_is_there():
+            return False
+        _apply(self.feast())
+        segments.replace_file(stamp, lambda temporary: temporary.write_text(self._definitions))
+        return True
+
+    def clear(self) -> None:
+        """Delete all states, offline and online; the registry stays."""
+        self._online.drop(self._table(view) for view in STATE_VIEWS)
+        for view in STATE_VIEWS:
+            segments.clear(self._offline / view.name)
+
+    @cached_property
+    def _yaml(self) -> dict[str, Any]:
+        """`feature_store.yaml`, with paths of the embedded stores filled in from the settings."""
+        import yaml
+
+        path = self._settings.feast_yaml
+        try:
+            content = yaml.safe_load(self._settings.feast_yaml_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigurationError(f"Feast's configuration {path} cannot be read: {error}") from error
+        if not isinstance(content, dict) or not {"project", "registry"} <= content.keys():
+            raise ConfigurationError(f"Feast's configuration {path} names no project or no registry")
+        for section, kind, marker, default in (
+            ("offline_store", _OFFLINE, "type", OFFLINE_FOLDER),
+            ("online_store", _ONLINE, "type", ONLINE_FILE),
+            ("registry", _REGISTRY, "registry_store_type", REGISTRY_FILE),
+        ):
+            store = content.get(section)
+            if isinstance(store, str) and store == kind:
+                store = content[section] = {"type": kind}
+            if isinstance(store, dict) and store.get(marker) == kind:
+                store["path"] = str(store_path(store.get("path"), _REPO, default, self._settings))
+        return content
+
+    def _store(self, section: str, kind: str) -> Path:
+        store = self._yaml.get(section)
+        if not isinstance(store, dict) or store.get("type") != kind:
+            named = store.get("type") if isinstance(store, dict) else store
+            raise ConfigurationError(
+                f"{self._settings.feast_yaml} names {named!r} as {section}, which the platform cannot use: write "
+                f"`type: {kind}` there, or unset FEAST_FS_YAML_FILE_PATH"
+            )
+        return Path(store["path"])
+
+    @cached_property
+    def _offline(self) -> Path:
+        return self._store("offline_store", _OFFLINE)
+
+    @cached_property
+    def _online(self) -> PackedRows:
+        return PackedRows(self._store("online_store", _ONLINE))
+
+    @cached_property
+    def _feast(self) -> "FeatureStore":
+        from feast import FeatureStore
+        from feast.repo_config import RepoConfig
+
+        config = RepoConfig(**copy.deepcopy(self._yaml))
+        config.repo_path = _REPO
+        return FeatureStore(config=config)
+
+    def _table(self, view: StateView) -> str:
+        return table_name(self._yaml["project"], view.name)
+
+    def _registry_is_there(self) -> bool:
+        registry = self._yaml.get("registry")
+        if isinstance(registry, dict) and registry.get("registry_store_type") == _REGISTRY:
+            return Path(registry["path"]).exists()
+        return True
+
+    @cached_property
+    def _definitions(self) -> str:
+        """Fingerprint of all that the registry is made from."""
+        parts = [repr(STATE_VIEWS), (_REPO / "definitions.py").read_text(), repr(self._yaml), version("feast")]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@lru_cache
+def _layout(view: StateView) -> Layout:
+    return Layout.of(view)
+
+
+def _newest(keys: npt.NDArray[Any], event_us: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+    """Positions of the newest row of each key (of equal ones the last)."""
+    order = np.argsort(event_us, kind="stable")
+    last = dict(zip(keys[order].tolist(), order.tolist(), strict=True))
+    return np.fromiter(last.values(), np.intp, len(last))
+
+
+def _apply(store: "FeatureStore") -> None:
+    """Apply the objects of `definitions.py`, and delete those of this project that are no longer in it.
+
+    Feast's own `apply_total` would change the process's working folder.
+    """
+    import feast
+    from feast.feature_view import DUMMY_ENTITY
+    from feast.repo_contents import RepoContents
+    from feast.repo_operations import extract_objects_for_apply_delete
+
+    spec = importlib.util.spec_from_file_location("urlhealth_feature_definitions", _REPO / "definitions.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    objects = list(vars(module).values())
+    views = [item for item in objects if isinstance(item, feast.FeatureView)]
+    contents = RepoContents(
+        projects=[feast.Project(name=store.project)],
+        data_sources=[view.batch_source for view in views],
+        entities=[*(item for item in objects if isinstance(item, feast.Entity)), DUMMY_ENTITY],
+        feature_views=views,
+        feature_services=[item for item in objects if isinstance(item, feast.FeatureService)],
+        on_demand_feature_views=[],
+        stream_feature_views=[],
+        label_views=[],
+        permissions=[],
+    )
+    changed, gone, _, _ = extract_objects_for_apply_delete(store.project, store.registry, contents)
+    store.apply(changed, objects_to_delete=gone, partial=False)

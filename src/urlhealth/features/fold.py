@@ -1,0 +1,164 @@
+"""The state of a URL after one more verdict, for many URLs at once.
+
+A state is known for `known_for_s` after the verdict that showed it, and no longer. Verdicts that say neither up nor
+down move only the columns of the last verdict.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from urlhealth.features.columns import States, whole_records
+from urlhealth.features.decay import DAY_MS, HALF_LIFE_NAMES, HALF_LIVES_H, HOUR_MS, Array, accrued, decay
+from urlhealth.features.views import CLOCK_HALF_LIFE, LAST_VERDICT, WEEKDAY_HALF_LIFE
+from urlhealth.vocabulary import HORIZONS_H
+
+_LATENCY_HALF_LIFE: Final = HALF_LIFE_NAMES.index("7d")
+
+
+def fold(start: States, events: Array, owner: Array, *, known_for_ms: int) -> States:
+    """The state after each event.
+
+    Args:
+        start: records of `URL_STATE.dtype`, shape (n,): the states before; not changed.
+        events: records of `VERDICT`, shape (m,), sorted by (owner, ts_ms), each later than its owner's state.
+        owner: int, shape (m,): the position in `start` that each event belongs to.
+        known_for_ms: for how long a verdict's state is held for known.
+
+    Returns:
+        Records of `URL_STATE.dtype`, shape (m,).
+    """
+    counts = np.bincount(owner, minlength=len(start))
+    first = np.cumsum(counts) - counts
+    busiest = np.argsort(-counts, kind="stable")
+    counts, first, states = counts[busiest], first[busiest], start[busiest]
+    after = np.empty(len(events), start.dtype)
+    whole_after, whole_states = after.view(whole := whole_records(start.dtype)), states.view(whole)
+    # Round r takes the r-th event of every URL that has one: these are the leading ones, as the busiest come first.
+    for r in range(counts[0] if len(counts) else 0):
+        active = int(np.searchsorted(-counts, -r))
+        positions = first[:active] + r
+        step(states[:active], events[positions], known_for_ms)
+        whole_after[positions] = whole_states[:active]
+    return after
+
+
+def step(states: States, events: Array, known_for_ms: int) -> None:
+    """Fold one event into each state, in place. Both of shape (n,)."""
+    states["probed_ms"] = events["ts_ms"]
+    for column in LAST_VERDICT:
+        states[column.name] = events[column.name]
+    telling = events["health"] >= 0
+    if telling.all():
+        _step_known(states, events, known_for_ms)
+    elif telling.any():
+        some = states[telling]
+        _step_known(some, events[telling], known_for_ms)
+        states[telling] = some
+
+
+def _step_known(states: States, events: Array, known_for_ms: int) -> None:
+    now, down = events["ts_ms"], events["health"] == 0
+    before, was_failing = states["known_ms"].copy(), states["failing"] == 1
+    gap = np.where(states["failing"] < 0, 0, now - before)
+    held = np.minimum(gap, known_for_ms)
+    seen = (states["failing"] >= 0) & (gap <= known_for_ms)
+    flip = seen & (was_failing != down)
+    onset, recovery = flip & down, flip & ~down
+
+    _add_sums(states, gap_ms=gap, held_ms=held, was_failing=was_failing, onset=onset)
+    for tile, tile_ms in (("hour", HOUR_MS), ("day", DAY_MS)):
+        _add_tiles(states, tile, tile_ms, begin=now - gap, held=held, was_failing=was_failing, now=now)
+        states[f"{tile}_flips"][:, 0] += flip
+    run_hours = (now - states["since_ms"]) / HOUR_MS
+    _push(states["recent_up_hours"], run_hours, np.flatnonzero(onset))
+    _push(states["recent_outage_hours"], run_hours, np.flatnonzero(recovery))
+    _mark_clock(states, now, np.flatnonzero(onset))
+    _add_latency(states, events, gap, ~down)
+
+    states["first_known_ms"] = np.where(states["failing"] < 0, now, states["first_known_ms"])
+    states["since_ms"] = np.where(seen & ~flip, states["since_ms"], now)
+    states["known_ms"] = now
+    states["failing"] = down
+    states["checks"] += 1
+    states["consecutive_failures"] = np.where(down, states["consecutive_failures"] + 1, 0)
+
+
+def _add_sums(states: States, *, gap_ms: Array, held_ms: Array, was_failing: Array, onset: Array) -> None:
+    """Carry the decayed sums over `gap_ms`, and add the interval held at its beginning, and the onset at its end."""
+    left = decay(gap_ms / HOUR_MS)
+    hours = accrued(held_ms / HOUR_MS, (gap_ms - held_ms) / HOUR_MS)
+    states["onsets"] = states["onsets"] * left + onset[:, None]
+    states["up_hours"] = states["up_hours"] * left + np.where(was_failing[:, None], 0.0, hours)
+    states["failing_hours"] = states["failing_hours"] * left + np.where(was_failing[:, None], hours, 0.0)
+
+
+def _add_tiles(
+    states: States, tile: str, tile_ms: int, *, begin: Array, held: Array, was_failing: Array, now: Array
+) -> None:
+    """Move the tiles on to the one of `now`, and spread [begin, begin + held) over them."""
+    known, failing, flips = (states[f"{tile}_{what}"] for what in ("known_ms", "failing_ms", "flips"))
+    passed = now // tile_ms - begin // tile_ms
+    # Most verdicts fall into the tile of the one before; only the others need the general way.
+    same = passed == 0
+    within = np.where(same, held, 0)
+    known[:, 0] += within
+    failing[:, 0] += np.where(was_failing, within, 0)
+    if same.all():
+        return
+    moved = np.flatnonzero(~same)
+    begin, held, now, passed = (values[moved, None] for values in (begin, held, now, passed))
+    source = np.arange(known.shape[1]) - passed
+    starts = (now // tile_ms - np.arange(known.shape[1])) * tile_ms
+    overlap = np.maximum(np.minimum(begin + held, starts + tile_ms) - np.maximum(begin, starts), 0)
+    for tiles, added in (
+        (known, overlap),
+        (failing, np.where(was_failing[moved, None], overlap, 0)),
+        (flips, 0),
+    ):
+        shifted = np.where(source >= 0, np.take_along_axis(tiles[moved], np.maximum(source, 0), axis=1), 0)
+        tiles[moved] = shifted + added
+
+
+def _push(recent: Array, values: Array, rows: npt.NDArray[np.intp]) -> None:
+    """Put the values of some rows in front of their lists; the oldest fall out."""
+    if len(rows):
+        recent[rows, 1:] = recent[rows, :-1]
+        recent[rows, 0] = values[rows]
+
+
+def _mark_clock(states: States, now: Array, rows: npt.NDArray[np.intp]) -> None:
+    """Count the onsets of some rows in the histograms by hour and weekday.
+
+    A span of H hours from a full hour on counts once, however many onsets fall into it: so only the spans that began
+    after the onset before are marked.
+    """
+    if not len(rows):
+        return
+    onset_ms, last_ms = now[rows], states["last_onset_ms"][rows]
+    left = decay(np.where(last_ms > 0, onset_ms - last_ms, 0) / HOUR_MS)
+    hour, last_hour = onset_ms[:, None] // HOUR_MS, last_ms[:, None] // HOUR_MS
+    earlier = (hour - np.arange(24)) % 24  # how many hours before this one each hour of the day last began
+    for span in HORIZONS_H:
+        windows = states[f"onset_windows_{span}h"]
+        marked = (earlier < span) & (hour - earlier > last_hour)
+        windows[rows] = windows[rows] * left[:, CLOCK_HALF_LIFE, None] + marked
+    days, day = states["weekday_onsets"], onset_ms // DAY_MS
+    days[rows] *= left[:, WEEKDAY_HALF_LIFE, None]
+    days[rows, weekday(day)] += day > last_ms // DAY_MS
+    states["last_onset_ms"][rows] = onset_ms
+
+
+def weekday(day: Any) -> Any:
+    """Weekday, Monday 0, of days since 1970-01-01 (a Thursday)."""
+    return (day + 3) % 7
+
+
+def _add_latency(states: States, events: Array, gap: Array, up: Array) -> None:
+    total_ms = events["total_ms"]
+    timed = up & (total_ms > 0)
+    left = np.exp2(gap / (-HOUR_MS * HALF_LIVES_H[_LATENCY_HALF_LIFE]))
+    logs = np.log(np.where(timed, total_ms, 1.0).astype(np.float64))
+    states["latency_log_sum"] = states["latency_log_sum"] * left + logs
+    states["latency_weight"] = states["latency_weight"] * left + timed

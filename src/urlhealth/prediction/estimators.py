@@ -1,0 +1,352 @@
+"""What the registered model is made of. Imported only where a model is fitted or loaded, for it imports scikit-learn.
+
+scikit-learn does the fitting; what is kept of it is plain NumPy arrays. So a saved model holds no type but the classes
+of this module (:data:`TRUSTED_TYPES`); a crafted file can at worst give wrong numbers or an exception, where one with
+scikit-learn's own trees can crash the process; and one row is scored in a sixth of the time that
+`HistGradientBoostingClassifier.predict_proba` takes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+
+from urlhealth.errors import ModelMismatch
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
+from urlhealth.vocabulary import HORIZONS_H, PROBABILITIES
+
+Floats = npt.NDArray[np.float64]
+
+#: Classes that a saved model may consist of, beside NumPy arrays and plain values. A file with any other is refused.
+TRUSTED_TYPES: Final = (
+    "urlhealth.prediction.estimators.Forest",
+    "urlhealth.prediction.estimators.HealthForecaster",
+    "urlhealth.prediction.estimators.LogitMean",
+)
+
+#: Probabilities are kept this far from 0 and 1 where their log-odds are needed.
+_TINY = 1e-6
+#: Rows scored together: small enough for the cache.
+_CHUNK = 512
+
+
+class Forest:
+    """Boosted trees in flat arrays: node `i` sends a row to `child[2 i + 1]` if its value is at most the threshold.
+
+    Leaves are their own children, so that all rows can take the same number of steps in all trees.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: npt.NDArray[np.int32],
+        feature: npt.NDArray[np.int32],
+        threshold: Floats,
+        missing_left: npt.NDArray[np.bool_],
+        child: npt.NDArray[np.int32],
+        value: Floats,
+        depth: int,
+        base: float,
+    ) -> None:
+        """`value`: of a leaf, what it adds to the log-odds; of an inner node, the mean over its training rows."""
+        self.root, self.feature, self.threshold, self.missing_left = root, feature, threshold, missing_left
+        self.child, self.value, self.depth, self.base = child, value, depth, base
+
+    @classmethod
+    def of(cls, boosted: Any) -> "Forest":
+        """The trees of a fitted, binary `HistGradientBoostingClassifier` without categorical features."""
+        trees = [predictors[0].nodes for predictors in boosted._predictors]
+        sizes = [len(tree) for tree in trees]
+        root = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        nodes = np.concatenate(trees)
+        start, own = np.repeat(root, sizes), np.arange(len(nodes))
+        leaf = nodes["is_leaf"].astype(bool)
+        left = np.where(leaf, own, nodes["left"] + start)
+        right = np.where(leaf, own, nodes["right"] + start)
+        value, count = nodes["value"].copy(), nodes["count"].astype(np.float64)
+        for i in own[~leaf][::-1]:  # Children stand after their parents.
+            both = [left[i], right[i]]
+            value[i] = np.average(value[both], weights=count[both])
+        return cls(
+            root=root.astype(np.int32),
+            feature=nodes["feature_idx"].astype(np.int32),
+            threshold=nodes["num_threshold"].copy(),
+            missing_left=nodes["missing_go_to_left"].astype(bool),
+            child=np.stack([right, left], axis=1).reshape(-1).astype(np.int32),
+            value=value,
+            depth=int(nodes["depth"].max()),
+            base=float(np.ravel(boosted._baseline_prediction)[0]),
+        )
+
+    @property
+    def reference(self) -> float:
+        """Mean log-odds over the training rows."""
+        return self.base + float(self.value[self.root].sum())
+
+    def logits(self, X: Floats) -> Floats:
+        """Log-odds, shape (n,)."""
+        chunks = [self._leaf_sums(X[start : start + _CHUNK]) for start in range(0, len(X), _CHUNK)]
+        return np.concatenate(chunks) if chunks else np.zeros(0)
+
+    def contributions(self, X: Floats) -> Floats:
+        """What each feature's splits on a row's paths moved its log-odds from the reference, shape of X.
+
+        Path attribution (A. Saabas, 2014): a split's feature gets the difference of the node means below and above it.
+        """
+        out = np.zeros(X.shape)
+        for start in range(0, len(X), _CHUNK):
+            part = X[start : start + _CHUNK]
+            first = np.arange(len(part))[:, None] * X.shape[1]
+            moved = np.zeros(part.size)
+            node = self._roots(part)
+            for _ in range(self.depth):
+                below = self._step(part, node)
+                change = self.value[below] - self.value[node]
+                moved += np.bincount((first + self.feature[node]).ravel(), change.ravel(), minlength=part.size)
+                node = below
+            out[start : start + _CHUNK] = moved.reshape(part.shape)
+        return out
+
+    def _leaf_sums(self, X: Floats) -> Floats:
+        node = self._roots(X)
+        for _ in range(self.depth):
+            node = self._step(X, node)
+        sums: Floats = self.value[node].sum(axis=1) + self.base
+        return sums
+
+    def _roots(self, X: Floats) -> npt.NDArray[np.int32]:
+        return np.broadcast_to(self.root, (len(X), len(self.root)))
+
+    def _step(self, X: Floats, node: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        values = X.ravel()[np.arange(len(X))[:, None] * X.shape[1] + self.feature[node]]
+        goes_left = (values <= self.threshold[node]) | (np.isnan(values) & self.missing_left[node])
+        below: npt.NDArray[np.int32] = self.child[2 * node + goes_left]
+        return below
+
+
+class LogitMean(BaseEstimator):
+    """One probability: mean of the log-odds of a standardised logistic regression and of boosted trees.
+
+    The logistic regression takes values beyond those of training for the outermost seen, and missing ones for the mean.
+    Without both classes in training it is a constant; with few rows of either there are no trees.
+    """
+
+    def __init__(self, *, boosted: bool = True, seed: int = 0) -> None:
+        self.boosted = boosted
+        self.seed = seed
+
+    #: Rows of the rarer class below which trees would only learn them by heart.
+    FEWEST_FOR_TREES: Final = 50
+
+    def fit(self, X: Floats, y: Floats) -> "LogitMean":
+        """X: (n, k), NaN where missing; y: (n,) of 0 and 1. n and k may be 0."""
+        positives, k = float(y.sum()), X.shape[1]
+        rarer = min(positives, len(y) - positives)
+        self.mean_, self.scale_ = np.zeros(k), np.ones(k)
+        self.low_, self.high_, self.coef_ = np.zeros(k), np.zeros(k), np.zeros(k)
+        self.forest_: Forest | None = None
+        rate = (positives + 0.5) / (len(y) + 1)
+        self.intercept_ = float(np.log(rate / (1 - rate)))
+        if rarer == 0 or k == 0:
+            return self
+        self._fit_linear(X, y)
+        if self.boosted and rarer >= self.FEWEST_FOR_TREES:
+            self._fit_trees(X, y)
+        return self
+
+    def _fit_linear(self, X: Floats, y: Floats) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        seen = ~np.isnan(X).all(axis=0)
+        self.mean_[seen], scale = np.nanmean(X[:, seen], axis=0), np.nanstd(X[:, seen], axis=0)
+        self.scale_[seen] = np.where(scale > 1e-12, scale, 1.0)
+        self.low_[seen], self.high_[seen] = np.nanmin(X[:, seen], axis=0), np.nanmax(X[:, seen], axis=0)
+        linear = LogisticRegression(C=1.0, max_iter=1_000).fit(self._standardised(X), y)
+        self.coef_, self.intercept_ = linear.coef_[0].copy(), float(linear.intercept_[0])
+
+    def _fit_trees(self, X: Floats, y: Floats) -> None:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        boosted = HistGradientBoostingClassifier(
+            learning_rate=0.06,
+            max_iter=100,
+            max_leaf_nodes=12,
+            min_samples_leaf=60,
+            l2_regularization=5.0,
+            early_stopping=False,
+            random_state=self.seed,
+        )
+        # scikit-learn 1.9 cannot bin a column without any value; a constant one is never split on.
+        self.forest_ = Forest.of(boosted.fit(np.where(np.isnan(X).all(axis=0), 0.0, X), y))
+
+    @property
+    def reference(self) -> float:
+        """Log-odds that contributions start from: at the training means (linear), the training mean (trees)."""
+        return self.intercept_ if self.forest_ is None else (self.intercept_ + self.forest_.reference) / 2
+
+    def logits(self, X: Floats) -> Floats:
+        """Log-odds, shape (n,)."""
+        linear: Floats = self._standardised(X) @ self.coef_ + self.intercept_
+        return linear if self.forest_ is None else (linear + self.forest_.logits(X)) / 2
+
+    def contributions(self, X: Floats) -> Floats:
+        """Shape of X; a row's sum and `reference` are its log-odds. Exact for the linear half, by paths in trees."""
+        linear: Floats = self._standardised(X) * self.coef_
+        return linear if self.forest_ is None else (linear + self.forest_.contributions(X)) / 2
+
+    def _standardised(self, X: Floats) -> Floats:
+        filled = np.where(np.isnan(X), self.mean_, np.clip(X, self.low_, self.high_))
+        standardised: Floats = (filled - self.mean_) / self.scale_
+        return standardised
+
+
+class HealthForecaster(BaseEstimator):
+    """All probabilities of :data:`urlhealth.vocabulary.PROBABILITIES` for each row, in one call.
+
+    A target that is up and one that is failing have models of their own. Of one that is failing, every onset is 1, as
+    labels have it. The answers are consistent: a longer horizon's onset is not less likely than a shorter one's, and
+    failing at the end not likelier than being seen failing by then.
+    """
+
+    def __init__(
+        self, *, state_feature: str, use: Sequence[str] | None = None, boosted: bool = True, seed: int = 0
+    ) -> None:
+        """
+        Args:
+            state_feature: the feature that is 1 for a target that is failing now, and 0 for one that is up.
+            use: the features to learn from beside the state; None is all.
+            boosted: whether the onsets' models have trees (for the state at the end they have not helped).
+            seed: of the trees.
+        """
+        self.state_feature = state_feature
+        self.use = use
+        self.boosted = boosted
+        self.seed = seed
+
+    def fit(self, X: Any, Y: Floats, *, feature_names: Sequence[str] | None = None) -> "HealthForecaster":
+        """Fit to the rows whose labels are known, output by output.
+
+        Args:
+            X: (n, k); NaN where a feature is not known. An array, or a DataFrame with the features' names.
+            Y: (n, 6) in the order of `PROBABILITIES`: 0, 1, or NaN where not known.
+            feature_names: of the columns of an array.
+        """
+        columns = X.columns if hasattr(X, "columns") else feature_names
+        if columns is None:
+            raise ValueError("the columns of X have no names: pass feature_names")
+        self.feature_names_in_ = np.array([str(name) for name in columns])
+        self.n_features_in_ = len(self.feature_names_in_)
+        self.output_names_ = np.array(PROBABILITIES)
+        features = self.feature_names_in_.tolist()
+        self.state_column_ = features.index(self.state_feature)
+        used = features if self.use is None else self.use
+        self.used_columns_ = np.array([features.index(name) for name in used], dtype=np.int64)
+        X, failing = self._rows(X)
+        self.if_up_ = {}
+        self.if_failing_ = {}
+        for j, output in enumerate(PROBABILITIES):
+            known = ~np.isnan(Y[:, j])
+            self.if_up_[output] = self._part(X[known & ~failing], Y[known & ~failing, j], output)
+            if output.startswith("failing"):
+                self.if_failing_[output] = self._part(X[known & failing], Y[known & failing, j], output)
+        return self
+
+    def _part(self, X: Floats, y: Floats, output: str) -> LogitMean:
+        return LogitMean(boosted=self.boosted and output.startswith("onset"), seed=self.seed).fit(X, y)
+
+    def predict_proba(self, X: Any) -> Floats:
+        """Probabilities, float64 (n, 6) in the order of `PROBABILITIES`.
+
+        Raises:
+            ModelMismatch: the columns are not those of training.
+        """
+        X, failing = self._rows(X)
+        P = np.ones((len(X), len(PROBABILITIES)))
+        for j, output in enumerate(PROBABILITIES):
+            P[~failing, j] = _probability(self.if_up_[output].logits(X[~failing]))
+            if output in self.if_failing_ and failing.any():
+                P[failing, j] = _probability(self.if_failing_[output].logits(X[failing]))
+        horizons = len(HORIZONS_H)
+        P[:, :horizons] = np.maximum.accumulate(P[:, :horizons], axis=1)
+        P[:, horizons:] = np.minimum(P[:, horizons:], P[:, :horizons])
+        return P
+
+    def reference(self, output: str) -> float:
+        """Log-odds that the contributions to an output start from: those of an average target that is up."""
+        return float(self.if_up_[output].reference)
+
+    def contributions(self, X: Any, output: str) -> Floats:
+        """By how much each feature moved an output's log-odds, float64 (n, k).
+
+        A row's sum and `reference(output)` are the log-odds of its probability, before answers are made consistent with
+        each other. The logistic half is exact; the trees' half is by paths (see `Forest.contributions`). That a target
+        is failing rather than up is put down to the state feature.
+        """
+        X, failing = self._rows(X)
+        up = self.if_up_[output]
+        out = np.zeros((len(X), self.n_features_in_))
+        out[np.ix_(~failing, self.used_columns_)] = up.contributions(X[~failing])
+        part = self.if_failing_.get(output)
+        if part is not None:
+            out[np.ix_(failing, self.used_columns_)] = part.contributions(X[failing])
+        after = np.log((1 - _TINY) / _TINY) if part is None else part.reference
+        out[failing, self.state_column_] += after - up.reference
+        return out
+
+    def _rows(self, X: Any) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """The used columns as float64, infinities as NaN; and which rows are failing."""
+        if hasattr(X, "columns"):
+            given = [str(name) for name in X.columns]
+            if given != self.feature_names_in_.tolist():
+                raise ModelMismatch(_difference(self.feature_names_in_.tolist(), given))
+        values = np.asarray(X, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != self.n_features_in_:
+            raise ModelMismatch(f"the model takes rows of {self.n_features_in_} features, not shape {values.shape}")
+        values = np.where(np.isfinite(values), values, np.nan)
+        return values[:, self.used_columns_], values[:, self.state_column_] > 0.5
+
+
+def load_forecaster(folder: Path) -> HealthForecaster:
+    """The forecaster in a local MLflow model folder, read without MLflow and from :data:`TRUSTED_TYPES` alone.
+
+    The list of types that the folder itself proposes to trust is not heeded.
+
+    Raises:
+        ModelMismatch: it is no such model, or was trained for other features than this version has.
+    """
+    import skops.io
+    import yaml
+
+    try:
+        flavor = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))["flavors"]["sklearn"]
+        serialization, file = flavor["serialization_format"], Path(str(flavor["pickled_model"])).name
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ModelMismatch(f"{folder} is no MLflow folder of a scikit-learn model: {error!r}") from error
+    if serialization != "skops":
+        raise ModelMismatch(f"the model in {folder} was saved as {serialization}: only skops is loaded, so save it so")
+    try:
+        forecaster = skops.io.load(folder / file, trusted=list(TRUSTED_TYPES))
+    except Exception as error:  # skops raises whatever a bad file makes it meet.
+        raise ModelMismatch(f"{folder / file} cannot be loaded: {error}") from error
+    if not isinstance(forecaster, HealthForecaster):
+        raise ModelMismatch(f"{folder / file} holds a {type(forecaster).__name__}, not a HealthForecaster")
+    trained = [str(name) for name in forecaster.feature_names_in_]
+    if trained != list(names(VECTOR)):
+        raise ModelMismatch(f"{_difference(trained, list(names(VECTOR)))}; train anew with `urlhealth train`")
+    return forecaster
+
+
+def _probability(logits: Floats) -> Floats:
+    return 0.5 * (1 + np.tanh(0.5 * logits))
+
+
+def _difference(trained: list[str], given: list[str]) -> str:
+    if sorted(trained) == sorted(given):
+        return "the model was trained with the same features in another order"
+    missing = ", ".join(name for name in trained if name not in given) or "none"
+    unknown = ", ".join(name for name in given if name not in trained) or "none"
+    return f"the model was trained with other features (missing now: {missing}; new to it: {unknown})"

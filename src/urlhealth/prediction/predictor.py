@@ -1,0 +1,219 @@
+"""URLs in, features and forecasts out: state from the online store, vectors at now, one call of the champion."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from urlhealth.crawl.store import CrawlStore
+from urlhealth.errors import InvalidRequest, NoModel
+from urlhealth.feast_stores.stores import FeatureStores
+from urlhealth.features import vector
+from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, URL_STATE, VECTOR, describe
+from urlhealth.features.columns import States, names
+from urlhealth.prediction.champion import Champion, ChampionWatch
+from urlhealth.probing.urls import parse_targets
+from urlhealth.vocabulary import (
+    HORIZONS,
+    MODEL_NAME,
+    PROBABILITIES,
+    Clock,
+    FeatureVector,
+    Freshness,
+    Health,
+    Prediction,
+    Reason,
+    Target,
+)
+
+#: Reasons that a prediction carries at most.
+REASONS = 3
+
+_HEALTH = {1: Health.DOWN, 0: Health.UP}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Known:
+    """What the online store knows of n targets at one instant."""
+
+    targets: list[Target]
+    now_ms: int
+    url_states: States
+    #: float32 (n, len(VECTOR))
+    vectors: npt.NDArray[np.float32]
+    freshness: list[Freshness]
+
+    def observed_ms(self, i: int) -> int | None:
+        return None if self.freshness[i] is Freshness.MISSING else int(self.url_states["probed_ms"][i])
+
+    def age_s(self, i: int) -> float | None:
+        observed_ms = self.observed_ms(i)
+        return None if observed_ms is None else (self.now_ms - observed_ms) / 1000
+
+    def health(self, i: int) -> Health:
+        if self.freshness[i] is not Freshness.FRESH:
+            return Health.UNKNOWN
+        return _HEALTH.get(int(self.url_states["failing"][i]), Health.UNKNOWN)
+
+
+class Predictor:
+    """Answers for URLs as they were sent, in their order. Many threads may use one."""
+
+    def __init__(
+        self,
+        *,
+        crawl: CrawlStore,
+        features: FeatureStores,
+        champion: ChampionWatch,
+        clock: Clock,
+        known_for_s: float,
+    ) -> None:
+        self._crawl = crawl
+        self._features = features
+        self._champion = champion
+        self._clock = clock
+        self._known_for_s = known_for_s
+
+    def features(self, urls: Sequence[str]) -> list[FeatureVector]:
+        """The feature vector of each URL, now.
+
+        Raises:
+            InvalidUrls: naming the positions.
+        """
+        known = self._known(parse_targets(urls))
+        feature_names = names(VECTOR)
+        return [
+            FeatureVector(
+                sent_url=url,
+                target=known.targets[i].key,
+                status=known.freshness[i],
+                age_s=known.age_s(i),
+                observed_ms=known.observed_ms(i),
+                values=None
+                if known.freshness[i] is Freshness.MISSING
+                else dict(zip(feature_names, known.vectors[i].tolist(), strict=True)),
+            )
+            for i, url in enumerate(urls)
+        ]
+
+    def predict(self, urls: Sequence[str], *, horizons: Sequence[str], explain: bool = False) -> list[Prediction]:
+        """The forecast for each URL and horizon, URLs outermost.
+
+        Raises:
+            InvalidUrls: naming the positions.
+            InvalidRequest: an unknown horizon.
+            NoModel: there is no champion yet.
+        """
+        unknown = [horizon for horizon in horizons if horizon not in HORIZONS]
+        if unknown:
+            raise InvalidRequest(f"unknown horizon {unknown[0]!r}: choose among {', '.join(HORIZONS)}")
+        champion = self.champion()
+        return self._predict(list(urls), parse_targets(urls), horizons, champion, explain=explain)
+
+    def ranked(self, *, horizon: str, limit: int, explain: bool = False) -> list[Prediction]:
+        """Of the known targets, the `limit` that are likeliest to fail within the horizon, riskiest first.
+
+        Raises:
+            NoModel: there is no champion yet.
+        """
+        champion = self.champion()
+        targets: list[Target] = []
+        cursor = None
+        while True:
+            page = self._crawl.targets(limit=5_000, cursor=cursor)
+            targets += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        ranking = self._predict([t.url for t in targets], targets, [horizon], champion, explain=False)
+        order = sorted(range(len(targets)), key=lambda i: -(ranking[i].probability or 0.0))[:limit]
+        if not explain:
+            return [ranking[i] for i in order]
+        chosen = [targets[i] for i in order]
+        return self._predict([t.url for t in chosen], chosen, [horizon], champion, explain=True)
+
+    def champion(self) -> Champion:
+        """The model that serves now.
+
+        Raises:
+            NoModel: there is none yet.
+        """
+        if self._champion.current is None:
+            raise NoModel(f"no model is registered as {MODEL_NAME} yet: run `urlhealth train`")
+        return self._champion.current
+
+    def _predict(
+        self,
+        sent_urls: list[str],
+        targets: list[Target],
+        horizons: Sequence[str],
+        champion: Champion,
+        *,
+        explain: bool,
+    ) -> list[Prediction]:
+        if not targets:
+            return []
+        known = self._known(targets)
+        probabilities = champion.forecaster.predict_proba(known.vectors)
+        reasons = {horizon: self._reasons(champion, known.vectors, horizon) for horizon in horizons} if explain else {}
+        predictions = []
+        for i, sent_url in enumerate(sent_urls):
+            missing = known.freshness[i] is Freshness.MISSING
+            for horizon in horizons:
+                onset = PROBABILITIES.index(f"onset_{horizon}")
+                at_end = PROBABILITIES.index(f"failing_{horizon}")
+                predictions.append(
+                    Prediction(
+                        sent_url=sent_url,
+                        target=targets[i].key,
+                        horizon=horizon,
+                        probability=None if missing else float(probabilities[i, onset]),
+                        probability_at_end=None if missing else float(probabilities[i, at_end]),
+                        status=known.freshness[i],
+                        health=known.health(i),
+                        age_s=known.age_s(i),
+                        observed_ms=known.observed_ms(i),
+                        model=champion.name,
+                        model_version=champion.version,
+                        reasons=() if missing or not explain else reasons[horizon][i],
+                    )
+                )
+        return predictions
+
+    @staticmethod
+    def _reasons(champion: Champion, vectors: npt.NDArray[np.float32], horizon: str) -> list[tuple[Reason, ...]]:
+        contributions = champion.forecaster.contributions(vectors, f"onset_{horizon}")
+        top = np.argsort(-np.abs(contributions), axis=1)[:, :REASONS]
+        return [
+            tuple(
+                Reason(
+                    feature=VECTOR[j].name,
+                    value=float(vectors[i, j]),
+                    contribution=float(contributions[i, j]),
+                    text=describe(int(j), float(vectors[i, j])),
+                )
+                for j in top[i]
+                if contributions[i, j] != 0
+            )
+            for i in range(len(vectors))
+        ]
+
+    def _known(self, targets: list[Target]) -> _Known:
+        # The stored target knows the group that a monitor or a history gave it; the parsed one only the domain.
+        stored = self._crawl.find_targets([target.key for target in targets])
+        targets = [stored.get(target.key, target) for target in targets]
+        now_ms = self._clock()
+        urls = self._features.read(URL_STATE, [t.key for t in targets])
+        states: Mapping[str, States] = {
+            URL_STATE.name: urls.states,
+            HOST_STATE.name: self._features.read(HOST_STATE, [t.host for t in targets]).states,
+            GROUP_STATE.name: self._features.read(GROUP_STATE, [t.group for t in targets]).states,
+        }
+        vectors = vector.at(states, np.full(len(targets), now_ms, dtype=np.int64), known_for_s=self._known_for_s)
+        age_s = (now_ms - urls.states["known_ms"]) / 1000
+        freshness = [
+            Freshness.MISSING if ts_ms == 0 else Freshness.STALE if age > self._known_for_s else Freshness.FRESH
+            for ts_ms, age in zip(urls.ts_ms.tolist(), age_s.tolist(), strict=True)
+        ]
+        return _Known(targets=targets, now_ms=now_ms, url_states=urls.states, vectors=vectors, freshness=freshness)

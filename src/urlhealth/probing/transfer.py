@@ -1,0 +1,257 @@
+"""One probe on one libcurl handle: what is asked of libcurl, and what is read off it afterwards."""
+
+import os
+import socket
+import ssl
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import pycurl
+
+from urlhealth.errors import ConfigurationError
+from urlhealth.probing.guard import AddressGuard
+from urlhealth.vocabulary import BLOCKED_STATUSES, Outcome, ProbeOptions, ProbeRequest, ProbeResult
+
+#: CURLE_TOO_LARGE, for which pycurl has no name.
+E_TOO_LARGE: Final = 100
+#: For libcurl's codes: the outcome, and what it means in words; what libcurl says follows. Others are `protocol`.
+CODES: Final = {
+    pycurl.E_COULDNT_RESOLVE_HOST: (Outcome.DNS, "the name is not known"),
+    pycurl.E_COULDNT_CONNECT: (Outcome.CONNECT, "no connection"),
+    pycurl.E_SEND_ERROR: (Outcome.CONNECT, "the connection broke"),
+    pycurl.E_RECV_ERROR: (Outcome.CONNECT, "the connection broke"),
+    pycurl.E_GOT_NOTHING: (Outcome.CONNECT, "the connection was closed without an answer"),
+    pycurl.E_SSL_CONNECT_ERROR: (Outcome.TLS, "the TLS handshake failed"),
+    pycurl.E_SSL_CIPHER: (Outcome.TLS, "the TLS handshake failed"),
+    pycurl.E_PEER_FAILED_VERIFICATION: (Outcome.TLS, "the certificate is not trusted"),
+    pycurl.E_SSL_ISSUER_ERROR: (Outcome.TLS, "the certificate is not trusted"),
+    pycurl.E_SSL_INVALIDCERTSTATUS: (Outcome.TLS, "the certificate is not trusted"),
+    pycurl.E_TOO_MANY_REDIRECTS: (Outcome.TOO_MANY_REDIRECTS, "too many redirects"),
+    pycurl.E_URL_MALFORMAT: (Outcome.PROTOCOL, "the URL cannot be requested"),
+    pycurl.E_UNSUPPORTED_PROTOCOL: (Outcome.PROTOCOL, "not an HTTP answer"),
+    pycurl.E_BAD_CONTENT_ENCODING: (Outcome.PROTOCOL, "the body cannot be decoded"),
+    pycurl.E_PARTIAL_FILE: (Outcome.PROTOCOL, "the answer broke off"),
+    E_TOO_LARGE: (Outcome.PROTOCOL, "the headers are too long"),
+    # What this machine lacks, not the target.
+    pycurl.E_SSL_CACERT_BADFILE: (Outcome.SELF, "the trusted certificates cannot be read here"),
+    pycurl.E_OUT_OF_MEMORY: (Outcome.SELF, "out of memory here"),
+    pycurl.E_FAILED_INIT: (Outcome.SELF, "libcurl could not start here"),
+}
+#: What libcurl says when receiving itself has failed, over TCP and over TLS.
+_BROKEN_CONNECTION: Final = ("Recv failure", "OpenSSL SSL_read")
+_HTTP_VERSIONS: Final = {
+    pycurl.CURL_HTTP_VERSION_1_0: "1.0",
+    pycurl.CURL_HTTP_VERSION_1_1: "1.1",
+    pycurl.CURL_HTTP_VERSION_2_0: "2",
+    pycurl.CURL_HTTP_VERSION_3: "3",
+}
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+
+
+class _Socket(socket.socket):
+    """pycurl copies the descriptor and drops the object, which shall not be reported as forgotten then."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Transfer:
+    """A libcurl handle, used for one probe after another, and the probe that is on it now."""
+
+    def __init__(self, *, user_agent: str, guard: AddressGuard, ca_bundle: str) -> None:
+        self._guard = guard
+        self._options: ProbeOptions | None = None
+        self.curl = curl = pycurl.Curl()
+        curl.setopt(pycurl.USERAGENT, user_agent.encode())
+        curl.setopt(pycurl.NOSIGNAL, 1)
+        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        curl.setopt(pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        curl.setopt(pycurl.FOLLOWLOCATION, 1)
+        curl.setopt(pycurl.ACCEPT_ENCODING, "")
+        # Empty is no proxy; unset would be the environment's.
+        curl.setopt(pycurl.PROXY, "")
+        # A connection and a full handshake of its own, so that the phases are this probe's. (A resumed TLS session
+        # would not show the certificate either.)
+        curl.setopt(pycurl.FRESH_CONNECT, 1)
+        curl.setopt(pycurl.FORBID_REUSE, 1)
+        curl.setopt(pycurl.SSL_SESSIONID_CACHE, 0)
+        # libcurl walks its whole DNS cache at each transfer, which is most of the CPU when hosts are many.
+        curl.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
+        curl.setopt(pycurl.CAINFO, ca_bundle)
+        curl.setopt(pycurl.OPT_CERTINFO, 1)
+        curl.setopt(pycurl.SSL_EC_CURVES, "X25519:P-256")
+        curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
+        curl.setopt(pycurl.WRITEFUNCTION, self._write)
+
+    def begin(self, request: ProbeRequest, *, ts_ms: int) -> None:
+        """Make the handle ready for a request. Raises `pycurl.error` or `ValueError` if libcurl will not have it."""
+        self.request = request
+        self._ts_ms = ts_ms
+        self._size_bytes = 0
+        self._too_large = False
+        self._refusal: str | None = None
+        self._no_socket: str | None = None
+        self._https = request.target.url.startswith("https:")
+        if request.options != self._options:
+            self._set_options(request.options)
+        self.curl.setopt(pycurl.URL, request.target.url)
+
+    def _set_options(self, options: ProbeOptions) -> None:
+        self._options = options
+        setopt = self.curl.setopt
+        setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(options.connect_timeout_s * 1000)))
+        setopt(pycurl.TIMEOUT_MS, max(1, round(options.timeout_s * 1000)))
+        setopt(pycurl.MAXREDIRS, options.max_redirects)
+        setopt(pycurl.MAXFILESIZE_LARGE, options.max_bytes)
+        setopt(pycurl.SSL_VERIFYPEER, options.verify_tls)
+        setopt(pycurl.SSL_VERIFYHOST, 2 if options.verify_tls else 0)
+
+    def _open_socket(self, _purpose: int, address: Any) -> Any:
+        """Called by libcurl before each connect, also of redirects."""
+        family, kind, protocol, peer = address
+        # Of several addresses the last one tried decides: that another one is down is not to be called "refused".
+        self._refusal = self._guard.refusal(peer[0])
+        if self._refusal is not None:
+            return pycurl.SOCKET_BAD
+        try:
+            return _Socket(family, kind, protocol)
+        except OSError as error:
+            self._no_socket = os.strerror(error.errno or 0)
+            return pycurl.SOCKET_BAD
+
+    def _write(self, chunk: bytes) -> int | None:
+        self._size_bytes += len(chunk)
+        if self._size_bytes > self.request.options.max_bytes:
+            self._too_large = True
+            return 0
+        return None
+
+    def result(self, code: int, message: str) -> ProbeResult:
+        """What the probe found: libcurl's code (0 for none) and message, and what the handle holds.
+
+        Where redirects were followed, each phase is the sum over all requests of the chain, and `total_ms` covers it.
+        """
+        info = self.curl.getinfo
+        status = info(pycurl.RESPONSE_CODE) or None
+        redirects = info(pycurl.REDIRECT_COUNT)
+        final_url = (
+            self.curl.getinfo_raw(pycurl.EFFECTIVE_URL).decode(errors="replace")
+            if redirects
+            else self.request.target.url
+        )
+        dns, connect, tls, sent, first_byte = (
+            info(phase)
+            for phase in (
+                pycurl.NAMELOOKUP_TIME_T,
+                pycurl.CONNECT_TIME_T,
+                pycurl.APPCONNECT_TIME_T,
+                pycurl.PRETRANSFER_TIME_T,
+                pycurl.STARTTRANSFER_TIME_T,
+            )
+        )
+        https = final_url.startswith("https:")
+        # libcurl sums its times over redirects. Those of the handshakes cannot be told from the rest if only some of
+        # the requests had one.
+        tls_told = https and self._https
+        outcome, error = self._verdict(code, message, status)
+        return ProbeResult(
+            target=self.request.target.key,
+            ts_ms=self._ts_ms,
+            outcome=outcome,
+            status_code=status,
+            dns_ms=dns / 1000 if dns else None,
+            connect_ms=max(connect - dns, 0) / 1000 if connect else None,
+            tls_ms=max(tls - connect, 0) / 1000 if tls and tls_told else None,
+            first_byte_ms=max(first_byte - sent, 0) / 1000 if status else None,
+            total_ms=info(pycurl.TOTAL_TIME_T) / 1000,
+            size_bytes=self._size_bytes,
+            redirects=redirects,
+            final_url=final_url if final_url != self.request.target.url else None,
+            address=(info(pycurl.PRIMARY_IP) or None) if connect else None,
+            http_version=_HTTP_VERSIONS.get(info(pycurl.INFO_HTTP_VERSION)) if status else None,
+            cert_expires_ms=self._cert_expires_ms() if tls and https else None,
+            error=error,
+        )
+
+    def _verdict(self, code: int, message: str, status: int | None) -> tuple[Outcome, str | None]:
+        """The outcome, and what went wrong in words."""
+        if code == pycurl.E_OK:
+            return judge_status(status)
+        if self._refusal is not None and code == pycurl.E_COULDNT_CONNECT:
+            return Outcome.REFUSED, f"address refused: {self._refusal}"
+        if self._no_socket is not None:
+            return Outcome.SELF, f"this machine could not open a socket: {self._no_socket}"
+        if self._too_large or code == pycurl.E_FILESIZE_EXCEEDED:
+            return Outcome.TOO_LARGE, f"the body is larger than {self.request.options.max_bytes} bytes"
+        if code == pycurl.E_OPERATION_TIMEDOUT:
+            return Outcome.TIMEOUT, self._what_timed_out(status)
+        outcome, words = CODES.get(code, (Outcome.PROTOCOL, "the answer cannot be read"))
+        if code == pycurl.E_RECV_ERROR and not message.startswith(_BROKEN_CONNECTION):
+            # libcurl's parser gave up, not the network.
+            outcome, words = Outcome.PROTOCOL, "the answer cannot be read"
+        if code == pycurl.E_COULDNT_CONNECT and (errno := self.curl.getinfo(pycurl.OS_ERRNO)):
+            message = os.strerror(errno)
+        return outcome, f"{words}: {printable(message)}" if message else words
+
+    def _what_timed_out(self, status: int | None) -> str:
+        info = self.curl.getinfo
+        after = f"after {info(pycurl.TOTAL_TIME_T) / 1_000_000:.1f} s"
+        if not info(pycurl.NAMELOOKUP_TIME_T):
+            return f"the name was not resolved {after}"
+        if not info(pycurl.CONNECT_TIME_T):
+            return f"no TCP connection {after}"
+        if self._https and not info(pycurl.APPCONNECT_TIME_T):
+            return f"the TLS handshake was not finished {after}"
+        if status is None:
+            return f"no answer {after}"
+        return f"the answer was not complete {after} ({self._size_bytes} bytes came)"
+
+    def _cert_expires_ms(self) -> int | None:
+        for name, value in next(iter(self.curl.getinfo_raw(pycurl.INFO_CERTINFO)), ()):
+            if name == b"Expire date":
+                return ssl.cert_time_to_seconds(value.decode()) * 1000
+        return None
+
+    def close(self) -> None:
+        self.curl.close()
+
+
+def judge_status(status: int | None) -> tuple[Outcome, str | None]:
+    """The outcome of a complete answer, and what is wrong with it in words."""
+    if status is None or status < 200:
+        return Outcome.PROTOCOL, f"the answer ended with HTTP status {status}"
+    if status < 400:
+        return Outcome.OK, None
+    phrase = _PHRASES.get(status, "")
+    return Outcome.BLOCKED if status in BLOCKED_STATUSES else Outcome.HTTP_ERROR, f"HTTP {status} {phrase}".rstrip()
+
+
+def printable(message: str) -> str:
+    """A message of libcurl without the undecodable bytes that a server may have put into it."""
+    return message.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def ca_bundle(ca_file: Path | None, folder: Path) -> str:
+    """Path of one file with all certificates to trust: this machine's, or certifi's where it has none, and `ca_file`'s.
+
+    One file, because libcurl keeps parsed certificates from one connection to the next only if they come from one.
+    It is written to `folder` if there is a `ca_file`.
+
+    Raises:
+        ConfigurationError: `ca_file` cannot be read, or holds no certificates.
+    """
+    trusted = ssl.get_default_verify_paths().cafile
+    if trusted is None:
+        import certifi
+
+        trusted = certifi.where()
+    if ca_file is None:
+        return trusted
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+    except OSError as error:
+        raise ConfigurationError(f"no certificates can be read from {ca_file}: {error.strerror}") from error
+    bundle = folder / "trusted.pem"
+    bundle.write_bytes(Path(trusted).read_bytes() + b"\n" + ca_file.read_bytes())
+    return str(bundle)

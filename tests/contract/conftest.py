@@ -1,0 +1,88 @@
+"""The backends that every contract test of the crawl's database runs on."""
+
+import importlib.util
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from urlhealth.crawl.database import open_database
+from urlhealth.crawl.lease import Lease
+
+POSTGRES = os.environ.get("URLHEALTH_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+
+
+@pytest.fixture(scope="session")
+def postgres_database() -> Iterator[sa.URL]:
+    """A database of this session's own on the PostgreSQL server, dropped at the end."""
+    if importlib.util.find_spec("psycopg") is None:
+        _absent("psycopg is not installed")
+    url = sa.make_url(POSTGRES)
+    server = sa.create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
+    name = f"urlhealth_test_{uuid.uuid4().hex[:12]}"
+    try:
+        with server.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    except sa.exc.OperationalError as error:
+        _absent(f"no PostgreSQL server answers: {str(error.orig).splitlines()[0]}")
+    yield url.set(database=name)
+    with server.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    server.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database: a file of the test's own, a schema of its own."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'urlhealth.db'}"
+    url: sa.URL = request.getfixturevalue("postgres_database")
+    schema = f"test_{uuid.uuid4().hex[:12]}"
+    server = sa.create_engine(url)
+    with server.begin() as connection:
+        connection.execute(sa.text(f"CREATE SCHEMA {schema}"))
+    server.dispose()
+    own = url.update_query_dict({"options": f"-csearch_path={schema}"})
+    return own.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[sa.Engine]:
+    """The database, opened and migrated."""
+    engine = open_database(database_url)
+    yield engine
+    engine.dispose()
+
+
+class HandClock:
+    """A clock that the test moves."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_800_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    """2027-01-15 08:00 UTC, until the test moves it."""
+    return HandClock()
+
+
+@pytest.fixture
+def lease(engine: sa.Engine, clock: HandClock) -> Lease:
+    """The writer's lease, held for 10 s."""
+    lease = Lease(engine, holder="me", ttl_s=10, clock=clock)
+    assert lease.acquire()
+    return lease
+
+
+def _absent(reason: str) -> None:
+    """PostgreSQL cannot be used: a failure where the environment demands it, otherwise a skip."""
+    if os.environ.get("URLHEALTH_REQUIRE_SERVICES") == "1":
+        pytest.fail(f"URLHEALTH_REQUIRE_SERVICES=1, but {reason}")
+    pytest.skip(f"PostgreSQL: {reason}")

@@ -1,0 +1,477 @@
+"""The crawl's durable store, the same over every backend."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from urlhealth.crawl.lease import Lease
+from urlhealth.crawl.monitors import next_slot
+from urlhealth.crawl.schema import predictions, probes
+from urlhealth.crawl.store import CrawlStore
+from urlhealth.errors import InvalidCursor, InvalidRequest, InvalidUrls, LeaseLost, NotFound
+from urlhealth.features.verdicts import Verdicts
+from urlhealth.probing.urls import parse_target
+from urlhealth.vocabulary import (
+    DEFAULT_OPTIONS,
+    CrawlTask,
+    Freshness,
+    Health,
+    Outcome,
+    Page,
+    Prediction,
+    Probed,
+    ProbeOptions,
+    ProbeRequest,
+    ProbeResult,
+    ProbeSource,
+    Target,
+    TaskStatus,
+)
+
+T0 = 1_800_000_000_000
+A, B, C = (f"https://{name}.example.com/" for name in "abc")
+
+#: Every field has a value of its own, beyond 32 bits where that may be.
+FULL = ProbeResult(
+    target=A,
+    ts_ms=T0,
+    outcome=Outcome.HTTP_ERROR,
+    status_code=503,
+    dns_ms=1.5,
+    connect_ms=2.5,
+    tls_ms=3.5,
+    first_byte_ms=4.5,
+    total_ms=12.25,
+    size_bytes=3_000_000_000,
+    redirects=2,
+    final_url="https://a.example.com/end",
+    address="2001:db8::1",
+    http_version="2",
+    cert_expires_ms=T0 + 86_400_000,
+    error="the server answered 503",
+)
+
+Item = TypeVar("Item")
+
+
+class HandClock(Protocol):
+    now_ms: int
+
+    def __call__(self) -> int: ...
+
+
+@pytest.fixture
+def store(engine: sa.Engine, clock: HandClock) -> CrawlStore:
+    return CrawlStore(engine, clock=clock)
+
+
+def probed(
+    result: ProbeResult,
+    *,
+    task: CrawlTask | None = None,
+    monitor_id: str | None = None,
+    options: ProbeOptions = DEFAULT_OPTIONS,
+) -> Probed:
+    task_id = task.task_id if task else None
+    request = ProbeRequest(target=parse_target(result.target), options=options, task_id=task_id, monitor_id=monitor_id)
+    return Probed(request=request, result=result)
+
+
+def result(url: str, ts_ms: int = T0, outcome: Outcome = Outcome.OK) -> ProbeResult:
+    return ProbeResult(target=url, ts_ms=ts_ms, outcome=outcome)
+
+
+def history(url: str, *times_ms: int) -> list[tuple[Target, ProbeResult]]:
+    return [(parse_target(url), result(url, ts_ms)) for ts_ms in times_ms]
+
+
+def walk(read: Callable[[str | None], Page[Item]]) -> list[Item]:
+    """The items of all pages."""
+    page = read(None)
+    items = list(page.items)
+    while page.next_cursor:
+        page = read(page.next_cursor)
+        items += page.items
+    return items
+
+
+def probe_count(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        return connection.scalar(sa.select(sa.func.count()).select_from(probes)) or 0
+
+
+class TestTasks:
+    def test_a_new_task_is_read_back_as_it_was_returned(self, store: CrawlStore) -> None:
+        options = ProbeOptions(timeout_s=2.5, verify_tls=False)
+        task = store.create_task([A, B, A], options=options, owner="ann")
+        assert store.task(task.task_id, owner="ann") == task
+        assert (task.status, task.total, task.done, task.created_ms) == (TaskStatus.QUEUED, 3, 0, T0)
+        assert task.options == options
+
+    def test_each_url_is_listed_as_it_was_sent(self, store: CrawlStore) -> None:
+        sent = ["HTTPS://A.example.com", A, f"{B}#there"]
+        task = store.create_task(sent)
+        items = store.task_results(task.task_id, limit=10).items
+        assert [(item.position, item.sent_url, item.result) for item in items] == [
+            (i, url, None) for i, url in enumerate(sent)
+        ]
+
+    def test_nothing_is_stored_when_a_url_is_wrong(self, store: CrawlStore) -> None:
+        with pytest.raises(InvalidUrls) as caught:
+            store.create_task([A, "nonsense", B, "ftp://c.example.com/"])
+        assert sorted(caught.value.problems) == [1, 3]
+        assert store.tasks(limit=10).items == []
+        assert store.find_targets([A, B]) == {}
+
+    def test_an_empty_list_is_refused(self, store: CrawlStore) -> None:
+        with pytest.raises(InvalidRequest, match="empty"):
+            store.create_task([])
+
+    def test_tasks_of_other_owners_are_not_found(self, store: CrawlStore) -> None:
+        task = store.create_task([A], owner="ann")
+        for call in (store.task, store.delete_task):
+            with pytest.raises(NotFound, match=task.task_id):
+                call(task.task_id, owner="bob")
+        with pytest.raises(NotFound):
+            store.task_results(task.task_id, limit=1, owner="bob")
+        assert store.tasks(limit=10, owner="bob").items == []
+        assert store.results_of([task.task_id], limit=10, owner="bob") == {}
+
+    def test_pages_have_no_gaps_and_no_doubles_while_tasks_are_added(self, store: CrawlStore) -> None:
+        before = [store.create_task([A]).task_id for _ in range(7)]
+
+        def read(cursor: str | None) -> Page[CrawlTask]:
+            page = store.tasks(limit=2, cursor=cursor)
+            store.create_task([B])
+            return page
+
+        assert [task.task_id for task in walk(read)] == before[::-1]
+
+    def test_results_are_paged_in_the_order_sent(self, store: CrawlStore) -> None:
+        task = store.create_task([A, B, C, A, B])
+        items = walk(lambda cursor: store.task_results(task.task_id, limit=2, cursor=cursor))
+        assert [item.position for item in items] == [0, 1, 2, 3, 4]
+
+    def test_a_page_that_ends_with_the_list_has_no_cursor(self, store: CrawlStore) -> None:
+        store.create_task([A])
+        store.create_task([A])
+        assert store.tasks(limit=2).next_cursor is None
+
+    @pytest.mark.parametrize(
+        "cursor", ["", "x", "dGFza3M6", "dGFza3M6LTE=", "é", "dGFza3M6OTk5OTk5OTk5OTk5OTk5OTk5OTk5"]
+    )
+    def test_a_cursor_of_nobody_is_refused(self, store: CrawlStore, cursor: str) -> None:
+        with pytest.raises(InvalidCursor):
+            store.tasks(limit=1, cursor=cursor)
+
+    def test_a_cursor_of_another_list_is_refused(self, store: CrawlStore) -> None:
+        for _ in range(2):
+            task = store.create_task([A, B])
+        other = store.task_results(task.task_id, limit=1).next_cursor
+        with pytest.raises(InvalidCursor):
+            store.tasks(limit=1, cursor=other)
+
+    def test_a_deleted_task_is_gone_and_its_probes_stay(
+        self, store: CrawlStore, lease: Lease, engine: sa.Engine
+    ) -> None:
+        task, other = store.create_task([A, B]), store.create_task([A])
+        store.file_results([probed(result(A), task=task)], worker="w", lease=lease)
+        store.delete_task(task.task_id)
+        with pytest.raises(NotFound):
+            store.task(task.task_id)
+        assert [t.task_id for t in store.tasks(limit=10).items] == [other.task_id]
+        assert [t.task_id for t in store.open_tasks(limit=10)] == [other.task_id]
+        assert probe_count(engine) == 1
+
+
+class TestFiling:
+    def test_every_field_of_a_result_is_kept(self, store: CrawlStore, lease: Lease) -> None:
+        assert None not in [getattr(FULL, f.name) for f in fields(FULL)]
+        task = store.create_task([A])
+        store.file_results([probed(FULL, task=task)], worker="w", lease=lease)
+        assert store.task_results(task.task_id, limit=1).items[0].result == FULL
+
+    def test_text_that_no_database_takes_does_not_stop_the_filing(self, store: CrawlStore, lease: Lease) -> None:
+        task = store.create_task([A])
+        odd = replace(FULL, error="the server said \udcff\0", final_url=f"{A}\udc80")
+        store.file_results([probed(odd, task=task)], worker="w", lease=lease)
+        stored = store.task_results(task.task_id, limit=1).items[0].result
+        assert stored == replace(FULL, error="the server said ??", final_url=f"{A}?")
+
+    def test_one_probe_answers_every_url_that_means_the_target(
+        self, store: CrawlStore, lease: Lease, engine: sa.Engine
+    ) -> None:
+        task = store.create_task([A, B, "https://A.EXAMPLE.com", A])
+        assert [target.key for _, target in store.waiting_targets(1, after=0, limit=10)] == [A, B]
+        store.file_results([probed(result(A), task=task)], worker="w", lease=lease)
+        answered = [item.result is not None for item in store.task_results(task.task_id, limit=10).items]
+        assert answered == [True, False, True, True]
+        assert (store.task(task.task_id).done, probe_count(engine)) == (3, 1)
+        assert [target.key for _, target in store.waiting_targets(1, after=0, limit=10)] == [B]
+
+    def test_counters_and_status_follow_the_results(self, store: CrawlStore, lease: Lease, clock: HandClock) -> None:
+        task = store.create_task([A, B, C])
+        clock.now_ms += 1
+        store.start_tasks([store.open_tasks(limit=1)[0].number], lease=lease)
+        running = store.task(task.task_id)
+        assert (running.status, running.started_ms, running.finished_ms) == (TaskStatus.RUNNING, T0 + 1, None)
+        store.file_results([probed(result(A), task=task)], worker="w2", lease=lease)
+        clock.now_ms += 1
+        last = [probed(result(B), task=task), probed(result(C, outcome=Outcome.DNS), task=task)]
+        store.file_results(last, worker="w1", lease=lease)
+        done = store.task(task.task_id)
+        assert (done.status, done.done, done.finished_ms) == (TaskStatus.DONE, 3, T0 + 2)
+        assert (done.outcomes, done.workers) == ({"ok": 2, "dns": 1}, ("w1", "w2"))
+        assert store.open_tasks(limit=10) == []
+        assert store.tasks(status=TaskStatus.DONE, limit=10).items == [done]
+        assert store.tasks(status=TaskStatus.RUNNING, limit=10).items == []
+
+    def test_filing_again_changes_nothing(self, store: CrawlStore, lease: Lease, engine: sa.Engine) -> None:
+        task = store.create_task([A, B])
+        monitor = store.create_monitor(C, interval_s=60)
+        batch = [probed(FULL, task=task), probed(result(C), monitor_id=monitor.monitor_id)]
+        store.file_results(batch, worker="w", lease=lease)
+        after_first = store.task(task.task_id)
+        second = probed(replace(FULL, ts_ms=T0 + 1, outcome=Outcome.OK), task=task)
+        store.file_results([*batch, second, second], worker="other", lease=lease)
+        assert store.task(task.task_id) == after_first
+        assert store.task_results(task.task_id, limit=1).items[0].result == FULL
+        assert probe_count(engine) == 2
+
+    def test_two_tasks_each_get_a_result_of_their_own(self, store: CrawlStore, lease: Lease) -> None:
+        strict, lax = store.create_task([A]), store.create_task([A], options=ProbeOptions(verify_tls=False))
+        bad = probed(result(A, outcome=Outcome.TLS), task=strict)
+        good = probed(result(A), task=lax, options=lax.options)
+        store.file_results([bad, good], worker="w", lease=lease)
+        assert store.task(strict.task_id).outcomes == {"tls": 1}
+        assert store.task(lax.task_id).outcomes == {"ok": 1}
+
+    def test_results_for_what_was_deleted_become_history(self, store: CrawlStore, lease: Lease) -> None:
+        task, monitor = store.create_task([A]), store.create_monitor(B, interval_s=60)
+        store.delete_task(task.task_id)
+        store.delete_monitor(monitor.monitor_id)
+        batch = [probed(result(A), task=task), probed(result(B), monitor_id=monitor.monitor_id)]
+        assert store.file_results(batch, worker="w", lease=lease) == 2
+        assert store.verdicts_after(0, limit=10).target.tolist() == [A, B]
+
+    def test_who_lost_the_lease_writes_nothing(
+        self, store: CrawlStore, lease: Lease, engine: sa.Engine, clock: HandClock
+    ) -> None:
+        task = store.create_task([A])
+        store.create_monitor(B, interval_s=10)
+        clock.now_ms += 20_000
+        assert Lease(engine, holder="other", ttl_s=10, clock=clock).acquire()
+        calls: list[Callable[[], Any]] = [
+            lambda: store.file_results([probed(result(A), task=task)], worker="w", lease=lease),
+            lambda: store.start_tasks([1], lease=lease),
+            lambda: store.take_due_monitors(10, lease=lease),
+        ]
+        for call in calls:
+            with pytest.raises(LeaseLost, match="other"):
+                call()
+        assert store.task(task.task_id) == task
+        assert probe_count(engine) == 0
+        assert len(store.due_monitors(10)) == 1
+
+    def test_results_of_several_tasks_stop_at_the_limit(self, store: CrawlStore, lease: Lease) -> None:
+        first, second, third = store.create_task([A, B]), store.create_task([C, A, B]), store.create_task([A])
+        store.file_results([probed(FULL, task=first)], worker="w", lease=lease)
+        ids = [second.task_id, "unknown", first.task_id, third.task_id]
+        found = store.results_of(ids, limit=4)
+        assert {key: [item.sent_url for item in items] for key, items in found.items()} == {
+            second.task_id: [C, A, B],
+            first.task_id: [A],
+            third.task_id: [],
+        }
+        assert list(found) == [second.task_id, first.task_id, third.task_id]
+        assert found[first.task_id][0].result == FULL
+        assert store.results_of(ids, limit=100)[third.task_id][0].sent_url == A
+
+
+class TestHistory:
+    def test_imported_probes_are_verdicts_in_the_order_stored(self, store: CrawlStore) -> None:
+        assert store.import_probes([*history(B, T0, T0 - 5), *history(A, T0 - 9)]) == 3
+        verdicts = store.verdicts_after(0, limit=2)
+        assert verdicts.target.tolist() == [B, B]
+        rest = store.verdicts_after(int(verdicts.probe_id[-1]), limit=2)
+        assert (rest.target.tolist(), rest.ts_ms.tolist()) == ([A], [T0 - 9])
+        assert store.count_verdicts_after(int(verdicts.probe_id[0])) == 2
+
+    def test_importing_again_adds_nothing(self, store: CrawlStore, engine: sa.Engine) -> None:
+        store.import_probes(history(A, T0, T0 + 1))
+        assert store.import_probes(history(A, T0, T0 + 1, T0 + 2)) == 1
+        assert probe_count(engine) == 3
+
+    def test_verdicts_hold_what_was_found(self, store: CrawlStore) -> None:
+        bare = result(B, outcome=Outcome.BLOCKED)
+        store.import_probes([(parse_target(A, group="acme"), FULL), (parse_target(B), bare)])
+        verdicts = store.verdicts_after(0, limit=10)
+        assert verdicts.group.tolist() == ["acme", "example.com"]
+        assert verdicts.host.tolist() == ["a.example.com", "b.example.com"]
+        assert verdicts.health.tolist() == [0, -1]
+        assert verdicts.outcome.tolist() == [Outcome.HTTP_ERROR.code, Outcome.BLOCKED.code]
+        assert verdicts.status_code.tolist() == [503, 0]
+        assert verdicts.size_bytes.tolist() == [3_000_000_000, 0]
+        assert verdicts.cert_expires_ms.tolist() == [T0 + 86_400_000, 0]
+        for name in ("dns_ms", "connect_ms", "tls_ms", "first_byte_ms", "total_ms"):
+            measured, absent = getattr(verdicts, name)
+            assert measured == getattr(FULL, name)
+            assert np.isnan(absent)
+        dtypes = {f.name: getattr(verdicts, f.name).dtype.name for f in fields(Verdicts)}
+        assert dtypes["probe_id"] == dtypes["ts_ms"] == dtypes["size_bytes"] == dtypes["cert_expires_ms"] == "int64"
+        assert (dtypes["health"], dtypes["outcome"], dtypes["total_ms"]) == ("int8", "int32", "float32")
+
+    def test_no_verdicts_are_arrays_of_length_zero(self, store: CrawlStore) -> None:
+        assert len(store.verdicts_after(0, limit=10)) == 0
+
+    def test_only_default_options_and_named_targets_feed_features(self, store: CrawlStore, lease: Lease) -> None:
+        lax = ProbeOptions(verify_tls=False)
+        named = parse_target(C, name="lax")
+        request = ProbeRequest(target=named, options=lax)
+        batch = [
+            probed(result(A), options=lax),
+            probed(result(B)),
+            Probed(request=request, result=result(named.key)),
+        ]
+        store.file_results(batch, worker="w", lease=lease)
+        assert store.verdicts_after(0, limit=10).target.tolist() == [B, f"{C}#lax"]
+        assert store.count_verdicts_after(0) == 2
+        assert store.find_targets([named.key]) == {named.key: named}
+
+    def test_targets_with_a_simulated_past_are_known_for_it(self, store: CrawlStore) -> None:
+        store.import_probes(history(A, T0), source=ProbeSource.SIMULATED)
+        store.import_probes(history(B, T0))
+        store.import_probes(history(A, T0 + 1))
+        assert store.simulated_targets([A, B, C]) == {A}
+
+    def test_targets_are_found_and_paged_by_owner(self, store: CrawlStore) -> None:
+        store.create_task([A, B, A, C])
+        store.create_task([A], owner="ann")
+        pages = walk(lambda cursor: store.targets(limit=2, cursor=cursor))
+        assert pages == [parse_target(url) for url in (A, B, C)]
+        assert store.find_targets([B, "https://never.seen/"]) == {B: parse_target(B)}
+        assert store.find_targets([B], owner="ann") == {}
+
+    def test_counts(self, store: CrawlStore, lease: Lease) -> None:
+        store.create_task([A, B])
+        store.file_results([probed(result(C))], worker="w", lease=lease)
+        counts = store.counts()
+        assert (counts["targets"], counts["probes"], counts["monitors"]) == (3, 1, 0)
+        assert {status: counts[f"tasks_{status}"] for status in TaskStatus} == {
+            "queued": 1,
+            "running": 0,
+            "done": 0,
+            "cancelled": 0,
+        }
+
+
+class TestMonitors:
+    def test_a_monitor_is_due_once_a_slot(self, store: CrawlStore, lease: Lease, clock: HandClock) -> None:
+        monitor = store.create_monitor(A, interval_s=60)
+        assert T0 < monitor.next_due_ms <= T0 + 60_000
+        clock.now_ms = monitor.next_due_ms - 1
+        assert store.take_due_monitors(10, lease=lease) == []
+        clock.now_ms += 1
+        assert store.take_due_monitors(10, lease=lease) == [monitor]
+        assert store.take_due_monitors(10, lease=lease) == []
+        (moved,) = store.monitors(limit=10).items
+        assert moved == replace(monitor, next_due_ms=monitor.next_due_ms + 60_000)
+
+    def test_missed_slots_are_skipped(self, store: CrawlStore, lease: Lease, clock: HandClock) -> None:
+        monitor = store.create_monitor(A, interval_s=60)
+        clock.now_ms = monitor.next_due_ms + 10 * 60_000 + 1
+        assert len(store.take_due_monitors(10, lease=lease)) == 1
+        assert store.monitors(limit=1).items[0].next_due_ms == monitor.next_due_ms + 11 * 60_000
+
+    def test_the_longest_due_come_first_up_to_the_limit(self, store: CrawlStore, clock: HandClock) -> None:
+        made = [store.create_monitor(f"https://m{i}.example.com/", interval_s=3600) for i in range(5)]
+        clock.now_ms += 3_600_000
+        expected = sorted(made, key=lambda monitor: monitor.next_due_ms)[:3]
+        assert store.due_monitors(3) == expected
+
+    def test_slots_are_spread_over_the_interval(self) -> None:
+        slots = [next_slot(f"https://m{i}.example.com/", 600, T0) - T0 for i in range(600)]
+        assert all(0 < slot <= 600_000 for slot in slots)
+        by_minute = np.histogram(slots, bins=10, range=(0, 600_000))[0]
+        assert by_minute.min() > 30
+
+    def test_a_group_that_is_given_becomes_the_targets(self, store: CrawlStore) -> None:
+        store.create_task([A, B])
+        assert store.create_monitor(A, interval_s=60, group="acme").target.group == "acme"
+        assert store.create_monitor(B, interval_s=60).target.group == "example.com"
+        store.create_task([A])
+        assert store.find_targets([A])[A].group == "acme"
+
+    def test_a_second_monitor_of_one_target_is_refused(self, store: CrawlStore) -> None:
+        monitor = store.create_monitor(A, interval_s=60)
+        with pytest.raises(InvalidRequest, match=monitor.monitor_id):
+            store.create_monitor("https://A.example.com", interval_s=30)
+        store.create_monitor(A, interval_s=60, owner="ann")
+
+    @pytest.mark.parametrize("interval_s", [-1, 0, 9, 10**9])
+    def test_intervals_out_of_range_are_refused(self, store: CrawlStore, interval_s: int) -> None:
+        with pytest.raises(InvalidRequest, match="interval_s"):
+            store.create_monitor(A, interval_s=interval_s)
+
+    def test_monitors_are_paged_and_deleted_by_owner(self, store: CrawlStore) -> None:
+        made = [store.create_monitor(url, interval_s=60) for url in (A, B, C)]
+        assert walk(lambda cursor: store.monitors(limit=2, cursor=cursor)) == made
+        with pytest.raises(NotFound):
+            store.delete_monitor(made[0].monitor_id, owner="ann")
+        store.delete_monitor(made[0].monitor_id)
+        assert store.monitors(limit=10).items == made[1:]
+
+
+def test_predictions_are_logged_as_they_were_served(store: CrawlStore, engine: sa.Engine) -> None:
+    served = Prediction(
+        sent_url="https://A.example.com",
+        target=A,
+        horizon="24h",
+        probability=0.25,
+        probability_at_end=None,
+        status=Freshness.STALE,
+        health=Health.UNKNOWN,
+        age_s=12.5,
+        observed_ms=T0 - 12_500,
+        model="url-health",
+        model_version="3",
+    )
+    store.log_predictions("request-1", [served, replace(served, horizon="1h")], owner="ann")
+    store.log_predictions("request-2", [], owner="ann")
+    with engine.connect() as connection:
+        rows = [dict(row) for row in connection.execute(sa.select(predictions)).mappings()]
+    assert [(row["request_id"], row["horizon"]) for row in rows] == [("request-1", "24h"), ("request-1", "1h")]
+    said = {"id": 1, "owner": "ann", "request_id": "request-1", "ts_ms": T0, "status": "stale", "health": "unknown"}
+    same = ("sent_url", "target", "horizon", "probability", "probability_at_end", "age_s", "observed_ms", "model")
+    assert rows[0] == said | {name: getattr(served, name) for name in (*same, "model_version")}
+
+
+def test_processes_that_write_at_once_wait_for_each_other(store: CrawlStore, database_url: str) -> None:
+    program = """
+import sys
+from urlhealth.crawl.database import open_database
+from urlhealth.crawl.store import CrawlStore
+from urlhealth.probing.urls import parse_target
+from urlhealth.vocabulary import Outcome, ProbeResult
+store, name = CrawlStore(open_database(sys.argv[1])), sys.argv[2]
+target = parse_target("https://a.example.com/")
+for i in range(25):
+    store.create_task([target.url, f"https://{name}{i}.example.com/"])
+    result = ProbeResult(target=target.key, ts_ms=i, outcome=Outcome.OK)
+    store.import_probes([(target, result)], owner=name)
+"""
+    command = [sys.executable, "-c", program, database_url]
+    writers = [subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in ("x", "y", "z")]
+    for i in range(25):
+        store.create_task([A, f"https://here{i}.example.com/"])
+    ended = [(writer.communicate(timeout=60)[1], writer.returncode) for writer in writers]
+    assert ended == [("", 0)] * 3
+    assert store.counts()["tasks_queued"] == 100
+    assert len(store.targets(limit=1_000).items) == 101
+    assert store.count_verdicts_after(0) == 75

@@ -1,0 +1,225 @@
+"""The platform's own way into Feast's stores: what is written is what every reader sees, offline and online."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from urlhealth.errors import ConfigurationError, StoreUnavailable
+from urlhealth.feast_stores import segments
+from urlhealth.feast_stores.online import layout_of
+from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.stores import FeatureStores
+from urlhealth.features.catalog import HOST_STATE, STATE_VIEWS, URL_STATE
+from urlhealth.features.columns import StateRows, States, StateView
+from urlhealth.settings import Settings
+
+T0_MS = 1_700_000_000_000
+VIEWS = pytest.mark.parametrize("view", STATE_VIEWS, ids=lambda view: str(view.name))
+
+
+def states(view: StateView, n: int, seed: int) -> States:
+    """Random states; one float in four is NaN."""
+    drawn, rng = view.initial(n), np.random.default_rng(seed)
+    for column in view.columns:
+        shape = drawn[column.name].shape
+        if column.dtype.startswith("float"):
+            drawn[column.name] = np.where(rng.random(shape) < 0.25, np.nan, rng.normal(size=shape))
+        else:
+            drawn[column.name] = rng.integers(-(2**31), 2**31, shape)
+    return drawn
+
+
+def rows(view: StateView, keys: list[str], ts_ms: list[int], seed: int = 0) -> StateRows:
+    return StateRows(
+        view=view, keys=np.array(keys, object), ts_ms=np.array(ts_ms, np.int64), states=states(view, len(keys), seed)
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def applied(home: Path) -> FeatureStores:
+    """Stores whose registry is filled, which costs seconds."""
+    stores = FeatureStores(Settings(home=home))
+    assert stores.apply()
+    return stores
+
+
+@pytest.fixture
+def stores(applied: FeatureStores) -> FeatureStores:
+    applied.clear()
+    return applied
+
+
+@VIEWS
+def test_online_equals_offline_at_the_same_instant(stores: FeatureStores, view: StateView) -> None:
+    """Through the vector path, Feast's SDK and a point-in-time join: the same states, bit for bit."""
+    rng = np.random.default_rng(1)
+    for batch in range(5):
+        keys = [f"k{i}" for i in rng.integers(0, 12, 20)]
+        # Batches overlap in time, so that some rows come late.
+        instants = np.sort(T0_MS + batch * 10_000 + rng.integers(0, 25_000, 20)).tolist()
+        stores.write(rows(view, keys, instants, batch), segment=f"{batch}", created_ms=T0_MS + 10**6 + batch)
+    asked = [*(f"k{i}" for i in range(12)), "never seen", "k3"]
+    online = stores.read(view, asked)
+    assert (online.ts_ms[-2] == 0, online.states[-2].tobytes()) == (True, view.initial(1)[0].tobytes())
+    store = stores.feast()
+    features = [f"{view.name}:{column.name}" for column in view.columns]
+    now = pd.to_datetime([T0_MS + 10**6] * len(asked), unit="ms", utc=True)
+    entities = pd.DataFrame({view.entity: asked, "event_timestamp": now})
+    table = store.get_historical_features(entities, features, full_feature_names=True).to_arrow()
+    assert view.from_arrow(table, prefix=f"{view.name}__").tobytes() == online.states.tobytes()
+    reply = store.get_online_features(features, [{view.entity: key} for key in asked], full_feature_names=True)
+    table = reply.to_arrow()
+    known = online.ts_ms > 0
+    assert known.sum() == 13
+    for column in view.columns:
+        values = table.column(f"{view.name}__{column.name}").to_pylist()
+        for value, state, there in zip(values, online.states[column.name], known, strict=True):
+            if there and value is not None:
+                np.testing.assert_array_equal(np.array(value, column.dtype), state)
+            elif there:
+                assert np.isnan(state)
+            else:
+                assert value is None
+
+
+@VIEWS
+def test_feast_and_the_platform_agree_on_the_layout(stores: FeatureStores, view: StateView) -> None:
+    registered = stores.feast().get_feature_view(view.name)
+    assert layout_of(registered) == Layout.of(view)
+    assert {f.name: f.description for f in registered.features} == {c.name: c.about for c in view.columns}
+    assert [column.name for column in registered.entity_columns] == [view.entity]
+
+
+def test_the_service_has_every_column(stores: FeatureStores) -> None:
+    service = stores.feast().get_feature_service("url_health_v1")
+    assert {p.name: [f.name for f in p.features] for p in service.feature_view_projections} == {
+        view.name: [column.name for column in view.columns] for view in STATE_VIEWS
+    }
+
+
+def test_a_repeated_segment_changes_nothing(stores: FeatureStores, home: Path) -> None:
+    batch = rows(URL_STATE, ["a", "b", "a"], [T0_MS, T0_MS + 1, T0_MS + 2])
+    for _ in range(2):
+        stores.write(batch, segment="0001", created_ms=T0_MS)
+    assert segments.scan(home / "feast" / "offline" / "url_state").collect().height == 3
+    assert stores.read(URL_STATE, ["a"]).states[0].tobytes() == batch.states[2].tobytes()
+
+
+def test_a_late_row_is_kept_offline_and_not_served(stores: FeatureStores) -> None:
+    new, late = rows(HOST_STATE, ["h"], [T0_MS + 5000], 1), rows(HOST_STATE, ["h"], [T0_MS], 2)
+    stores.write(new, segment="1", created_ms=T0_MS)
+    stores.write(late, segment="2", created_ms=T0_MS + 9000)
+    online = stores.read(HOST_STATE, ["h"])
+    assert online.ts_ms.tolist() == [T0_MS + 5000]
+    assert online.states[0].tobytes() == new.states[0].tobytes()
+    when = pd.to_datetime([T0_MS + 4999], unit="ms", utc=True)
+    features = [f"host_state:{column.name}" for column in HOST_STATE.columns]
+    table = stores.feast().get_historical_features(pd.DataFrame({"host": ["h"], "event_timestamp": when}), features)
+    assert HOST_STATE.from_arrow(table.to_arrow())[0].tobytes() == late.states[0].tobytes()
+
+
+def test_materialize_gives_back_a_deleted_online_store(stores: FeatureStores, home: Path) -> None:
+    for view in STATE_VIEWS:
+        batch = rows(view, [f"k{i % 9}" for i in range(30)], [T0_MS + i for i in range(30)])
+        stores.write(batch, segment="1", created_ms=T0_MS)
+    asked = [f"k{i}" for i in range(10)]
+    before = [stores.read(view, asked) for view in STATE_VIEWS]
+    (home / "feast" / "online.db").unlink()
+    assert not stores.read(URL_STATE, asked).ts_ms.any()
+    stores.feast().materialize(pd.Timestamp(0, tz="UTC").to_pydatetime(), pd.Timestamp.now(tz="UTC").to_pydatetime())
+    for view, was in zip(STATE_VIEWS, before, strict=True):
+        now = stores.read(view, asked)
+        assert now.states.tobytes() == was.states.tobytes()
+        assert now.ts_ms.tolist() == was.ts_ms.tolist()
+
+
+def test_nothing_written_and_nothing_asked(stores: FeatureStores) -> None:
+    stores.write(rows(URL_STATE, [], []), segment="1", created_ms=T0_MS)
+    assert len(stores.read(URL_STATE, []).states) == 0
+    assert stores.read(URL_STATE, ["x"]).ts_ms.tolist() == [0]
+
+
+def test_apply_costs_nothing_when_nothing_changed(applied: FeatureStores, home: Path) -> None:
+    assert not applied.apply()
+    again = FeatureStores(Settings(home=home))
+    assert not again.apply()
+    (home / "feast" / "registry.db").unlink()
+    assert again.apply()
+    assert len(again.feast().list_feature_views()) == 3
+
+
+def test_a_changed_catalog_is_never_misread(stores: FeatureStores) -> None:
+    stores.write(rows(HOST_STATE, ["h"], [T0_MS]), segment="1", created_ms=T0_MS)
+    newer = StateView(name=HOST_STATE.name, entity=HOST_STATE.entity, columns=HOST_STATE.columns[::-1])
+    with pytest.raises(StoreUnavailable, match="view host_state holds rows of another schema"):
+        stores.read(newer, ["h"])
+    with pytest.raises(StoreUnavailable, match="view host_state holds rows of another schema"):
+        stores.write(rows(newer, ["h"], [T0_MS]), segment="2", created_ms=T0_MS)
+
+
+READ = """
+import sys
+from pathlib import Path
+from urlhealth.feast_stores.stores import FeatureStores
+from urlhealth.features.catalog import URL_STATE
+from urlhealth.settings import Settings
+assert FeatureStores(Settings(home=Path(sys.argv[1]))).read(URL_STATE, ["k"]).ts_ms.tolist() == [int(sys.argv[2])]
+heavy = {"feast", "pandas", "polars", "pyarrow"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_reading_imports_neither_feast_nor_pandas(stores: FeatureStores, home: Path) -> None:
+    stores.write(rows(URL_STATE, ["k"], [T0_MS]), segment="1", created_ms=T0_MS)
+    subprocess.run((sys.executable, "-c", READ, str(home), str(T0_MS)), check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("project: p\nregistry: r.db\nonline_store:\n  type: redis\n", "names 'redis' as online_store"),
+        ("project: p\nregistry: r.db\n", "names None as online_store"),
+        ("project: p\n", "names no project or no registry"),
+        ("project: [\n", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_stores_that_are_not_ours_are_refused_in_words(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "other.yaml"
+    if text is not None:
+        path.write_text(text)
+    stores = FeatureStores(Settings(home=tmp_path, feast_yaml=path))
+    with pytest.raises(ConfigurationError, match=message):
+        stores.read(URL_STATE, ["x"])
+
+
+def test_paths_of_the_yaml_and_variables_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "project: own\nregistry: r.db\n"
+        "online_store:\n  type: urlhealth.feast_stores.online.PackedOnlineStore\n  path: ${ELSEWHERE}/rows.db\n"
+        "offline_store: urlhealth.feast_stores.offline.UrlHealthOfflineStore\n"
+    )
+    stores = FeatureStores(Settings(home=tmp_path / "home", feast_yaml=path))
+    stores.write(rows(URL_STATE, ["x"], [T0_MS]), segment="1", created_ms=T0_MS)
+    assert (tmp_path / "elsewhere" / "rows.db").exists()
+    assert segments.files(tmp_path / "home" / "feast" / "offline" / "url_state")
+    assert stores.read(URL_STATE, ["x"]).ts_ms.tolist() == [T0_MS]
+
+
+def test_the_registry_is_replaced_whole(applied: FeatureStores, home: Path) -> None:
+    registry = home / "feast" / "registry.db"
+    before = registry.stat().st_ino
+    applied.feast().registry.commit()
+    assert registry.stat().st_ino != before
+    assert not list(registry.parent.glob(".registry.db*"))

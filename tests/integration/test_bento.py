@@ -1,0 +1,174 @@
+"""`bentoml serve` as a user types it: the same application, with a scoring API beside it."""
+
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import mlflow
+import numpy as np
+import pytest
+
+from models.registry import EXPERIMENT, promote, tracking
+from tests.support import BIN, Api, environment, free_port, program, wait_until
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
+from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
+from urlhealth.settings import Settings
+from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
+
+FEATURES = names(VECTOR)
+#: Nobody listens there: probed at once, and failing.
+CLOSED = "http://127.0.0.1:9/"
+
+
+@pytest.fixture(scope="module")
+def forecaster() -> HealthForecaster:
+    """A real one, fitted to noise: what it says does not matter here, but that all ways say the same does."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, len(VECTOR)))
+    X[:, FEATURES.index("failing_now")] = rng.integers(0, 2, size=400)
+    Y = rng.integers(0, 2, size=(400, len(PROBABILITIES))).astype(float)
+    return HealthForecaster(state_feature="failing_now", boosted=False).fit(X, Y, feature_names=FEATURES)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def bento(home: Path) -> Iterator[Api]:
+    """The service before there is a model; started as the README says, from the root of the checkout."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    with program(
+        str(BIN / "bentoml"), "serve", "--port", str(port),
+        env=environment(home, URLHEALTH_CHAMPION_POLL_S="0.2"), ready_url=f"{url}/health/live", log=home / "bento.log",
+    ):  # fmt: skip
+        api = Api(url)
+        yield api
+        api.http.close()
+
+
+@pytest.fixture(scope="module")
+def with_model(bento: Api, home: Path, forecaster: HealthForecaster) -> Api:
+    """The service when it has met the champion, which was registered while it ran."""
+    with tracking(Settings(home=home, mlflow_tracking_uri="")) as client:
+        mlflow.set_experiment(EXPERIMENT)
+        info = mlflow.sklearn.log_model(
+            forecaster,
+            name="model",
+            serialization_format="skops",
+            skops_trusted_types=list(TRUSTED_TYPES),
+            registered_model_name=MODEL_NAME,
+            pip_requirements=["numpy"],
+        )
+        promote(client, str(info.registered_model_version))
+    wait_until(lambda: bento.http.get("/health/ready").status_code == 200, timeout_s=30, what="the service to be ready")
+    return bento
+
+
+def rows(n: int, seed: int) -> list[dict[str, float | None]]:
+    """Rows of features, some of them unknown."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(n, len(FEATURES))).astype(np.float32)
+    return [{name: None if v > 1.5 else float(v) for name, v in zip(FEATURES, row, strict=True)} for row in values]
+
+
+def expected(forecaster: HealthForecaster, sent: list[dict[str, float | None]]) -> list[dict[str, float]]:
+    X = np.array([[np.nan if row[name] is None else row[name] for name in FEATURES] for row in sent], dtype=np.float32)
+    return [dict(zip(PROBABILITIES, p, strict=True)) for p in forecaster.predict_proba(X).tolist()]
+
+
+def test_before_there_is_a_model(bento: Api) -> None:
+    assert bento.http.get("/health/live").json() == {"status": "live"}
+    assert bento.http.get("/livez").status_code == 200
+    for path, body in (("/score", {"rows": [{}]}), ("/api/v1/predictions", {"urls": [CLOSED]})):
+        reply = bento.http.post(path, json=body)
+        assert reply.status_code == 503
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert "urlhealth train" in reply.json()["detail"]
+
+
+def test_it_is_the_same_application(bento: Api) -> None:
+    task_id = bento.submit([CLOSED])
+    assert bento.wait_done(task_id)["outcomes"] == {"connect": 1}
+    assert bento.http.get(f"/tasks/{task_id}").json()["result"][CLOSED]["errors"] == {"http": "CONNECTION_ERROR"}
+    assert "URLs by risk" in bento.http.get("/").text
+    assert "/api/v1/tasks" in bento.http.get("/openapi.json").json()["paths"]
+    for method, path, status in (("GET", "/nowhere", 404), ("PUT", "/submit", 405), ("GET", "/tasks/unknown", 404)):
+        reply = bento.http.request(method, path)
+        assert (reply.status_code, reply.headers["content-type"]) == (status, "application/problem+json")
+
+
+def test_scores_are_the_models(with_model: Api, forecaster: HealthForecaster) -> None:
+    sent = rows(7, seed=1)
+    reply = with_model.http.post("/score", json={"rows": sent})
+    assert reply.status_code == 200, reply.text
+    assert [item["probabilities"] for item in reply.json()] == [pytest.approx(p) for p in expected(forecaster, sent)]
+    assert {(item["model"], item["model_version"]) for item in reply.json()} == {(MODEL_NAME, "1")}
+
+
+def test_requests_that_come_together_get_each_their_own_scores(with_model: Api, forecaster: HealthForecaster) -> None:
+    many = [rows(1 + i % 5, seed=i) for i in range(80)]
+    with ThreadPoolExecutor(16) as threads:
+        replies = list(threads.map(lambda sent: with_model.http.post("/score", json={"rows": sent}), many))
+    for sent, reply in zip(many, replies, strict=True):
+        assert reply.status_code == 200, reply.text
+        assert [item["probabilities"] for item in reply.json()] == [
+            pytest.approx(p) for p in expected(forecaster, sent)
+        ]
+
+
+def test_bentomls_own_client(with_model: Api, forecaster: HealthForecaster) -> None:
+    sent = rows(2, seed=3)
+    with bentoml.SyncHTTPClient(with_model.url) as client:
+        got = client.score(rows=sent)
+    assert [item["probabilities"] for item in got] == [pytest.approx(p) for p in expected(forecaster, sent)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"rows": []},
+        {"rows": [{"no_such_feature": 1.0}]},
+        {"rows": [{"failing_now": "yes"}]},
+        {"rows": [[1.0]]},
+        {"rows": [{}] * 1001},
+    ],
+)
+def test_bad_rows(with_model: Api, body: Any) -> None:
+    assert with_model.http.post("/score", json=body).status_code == 400
+
+
+def test_a_prediction_by_url_is_the_score_of_its_features_and_is_logged(with_model: Api, home: Path) -> None:
+    with_model.wait_done(with_model.submit([CLOSED]))
+    wait_until(lambda: with_model.features([CLOSED])[0]["status"] == "fresh", timeout_s=20, what="features")
+    (vector,) = with_model.features([CLOSED])
+    (score,) = with_model.http.post("/score", json={"rows": [vector["features"]]}).json()
+    reply = with_model.http.post(
+        "/api/v1/predictions",
+        json={"urls": [CLOSED], "horizons": ["1h", "24h"], "explain": True},
+        headers={"x-request-id": "from-the-test"},
+    ).json()
+    assert reply["request_id"] == "from-the-test"
+    for item in reply["items"]:
+        # Features move with time, and between the two calls there was a little.
+        assert item["probability"] == pytest.approx(score["probabilities"][f"onset_{item['horizon']}"], abs=1e-3)
+        at_end = score["probabilities"][f"failing_{item['horizon']}"]
+        assert item["probability_at_end"] == pytest.approx(at_end, abs=1e-3)
+        assert (item["status"], item["health"]) == ("fresh", "down")
+        assert item["reasons"][0]["text"]
+
+    def logged() -> list[tuple[str, float]]:
+        with sqlite3.connect(f"file:{home / 'urlhealth.db'}?mode=ro", uri=True) as database:
+            query = "SELECT horizon, probability FROM predictions WHERE request_id = 'from-the-test' ORDER BY rowid"
+            return database.execute(query).fetchall()
+
+    assert wait_until(logged, timeout_s=10, what="the log") == [
+        (item["horizon"], item["probability"]) for item in reply["items"]
+    ]
+    assert 'route="/score"' in with_model.http.get("/metrics").text

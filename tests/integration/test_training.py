@@ -1,0 +1,194 @@
+"""Training on a history that was imported, through the platform's own stores, into an MLflow of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.training import TrainingReport, train
+from urlhealth.errors import NotEnoughHistory
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
+from urlhealth.platform import Platform
+from urlhealth.probing.urls import parse_target
+from urlhealth.settings import Settings
+from urlhealth.vocabulary import (
+    LOCAL_OWNER,
+    PROBABILITIES,
+    Outcome,
+    ProbeResult,
+    ProbeSource,
+    Target,
+)
+
+HOUR_MS = 3_600_000
+NOW_MS = 1_750_000_000_000
+DAYS = 12
+STEADY = [f"https://steady-{i}.example/" for i in range(6)]
+FLAPPING = [f"https://flapping-{i}.example/" for i in range(6)]
+
+
+def past(url: str, *, days: float, seed: int, up_h: float, down_h: float) -> list[tuple[Target, ProbeResult]]:
+    """Half-hourly probes of a target that is up and down for exponential times of these means."""
+    rng = np.random.default_rng(seed)
+    target = parse_target(url)
+    ends_h = np.cumsum(rng.exponential([up_h, down_h], size=(400, 2)).ravel())
+    probes = []
+    for hour in np.arange(0, days * 24, 0.5):
+        up = np.searchsorted(ends_h, hour, side="right") % 2 == 0
+        ts_ms = NOW_MS - round((days * 24 - hour) * HOUR_MS) + int(rng.integers(60_000))
+        outcome, status = (Outcome.OK, 200) if up else (Outcome.HTTP_ERROR, 503)
+        probes.append(
+            (target, ProbeResult(target=target.key, ts_ms=ts_ms, outcome=outcome, status_code=status, total_ms=40.0))
+        )
+    return probes
+
+
+def platform_with(home: Path, probes: list[tuple[Target, ProbeResult]]) -> Platform:
+    """An open platform whose features are up to date with the probes."""
+    platform = Platform(Settings(home=home, mlflow_tracking_uri=""), clock=lambda: NOW_MS)
+    platform.open()
+    if probes:
+        in_order = sorted(probes, key=lambda probe: probe[1].ts_ms)
+        platform.crawl.import_probes(in_order, source=ProbeSource.IMPORT, owner=LOCAL_OWNER)
+    platform.build_features()
+    return platform
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    platform: Platform
+    first: TrainingReport
+    lines: list[str]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    probes = [probe for i, url in enumerate(STEADY) for probe in past(url, days=DAYS, seed=i, up_h=1e6, down_h=1)]
+    probes += [probe for i, url in enumerate(FLAPPING) for probe in past(url, days=DAYS, seed=i, up_h=12, down_h=3)]
+    with platform_with(tmp_path_factory.mktemp("trained"), probes) as platform:
+        lines: list[str] = []
+        yield Trained(platform=platform, first=train(platform, report=lines.append), lines=lines)
+
+
+def client(platform: Platform):  # noqa: ANN201
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=platform.settings.resolved_tracking_uri)
+
+
+def test_the_first_model_serves_and_beats_both_baselines(trained: Trained) -> None:
+    report = trained.first
+    assert (report.version, report.promoted) == ("1", True)
+    assert "there was no champion" in report.reason
+    model = report.metrics["model"]["onset_24h"]
+    for baseline in ("as it is now", "its past failure rate"):
+        other = report.metrics[baseline]["onset_24h"]
+        assert other.rows == model.rows > 100
+        assert model.log_loss < other.log_loss
+    assert model.average_precision > report.metrics["as it is now"]["onset_24h"].average_precision + 0.2
+    assert any("average" in line or "AP" in line for line in trained.lines)
+    assert "version 1 is the champion" in trained.lines[-1]
+
+
+def test_flapping_targets_rank_above_steady_ones(trained: Trained) -> None:
+    assert trained.platform.champion.refresh()
+    predictions = trained.platform.predictor.predict([*STEADY, *FLAPPING], horizons=["24h"], explain=True)
+    risk = {p.sent_url: p.probability for p in predictions}
+    assert min(risk[url] for url in FLAPPING) > max(risk[url] for url in STEADY)
+    assert all(p.reasons for p in predictions)
+
+
+def test_mlflow_has_the_whole_run(trained: Trained) -> None:
+    mlflow_client = client(trained.platform)
+    version = mlflow_client.get_model_version_by_alias("url-health", "champion")
+    assert version.version == "1"
+    run = mlflow_client.get_run(version.run_id)
+    assert run.data.params["rows_train"].isdigit()
+    for output in PROBABILITIES:
+        for prefix in ("", "as_it_is_now/", "its_past_failure_rate/"):
+            assert f"{prefix}{output}/brier" in run.data.metrics
+    assert run.data.metrics["onset_24h/average_precision"] == pytest.approx(
+        trained.first.metrics["model"]["onset_24h"].average_precision
+    )
+    plots = {Path(file.path).name for file in mlflow_client.list_artifacts(run.info.run_id, "plots")}
+    assert plots == {"precision_recall.png", "roc.png", "reliability.png", "importance.png"}
+    assert "requirements.lock" in {file.path for file in mlflow_client.list_artifacts(run.info.run_id)}
+    assert {"code_version", "data_fingerprint", "test_from_ms"} <= version.tags.keys()
+    assert {entry.tags[0].value for entry in run.inputs.dataset_inputs} == {"training", "testing"}
+
+
+def test_the_registered_model_is_signed_and_answers_through_mlflow(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import pandas as pd
+
+    uri = trained.platform.settings.resolved_tracking_uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    model = mlflow.pyfunc.load_model("models:/url-health@champion")
+    assert tuple(model.metadata.signature.inputs.input_names()) == names(VECTOR)
+    assert tuple(model.metadata.signature.outputs.input_names()) == PROBABILITIES
+    example = model.input_example if model.input_example is not None else pd.DataFrame()
+    assert model.predict(example).shape == (3, len(PROBABILITIES))
+
+
+def test_the_model_loads_where_only_urlhealth_can_be_imported(trained: Trained, tmp_path: Path) -> None:
+    """As in a bento or an image of the serving side alone."""
+    program = """
+import sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"models", "serving", "demo", "benchmarks", "tests"}:
+            raise ImportError(f"{name} is not there")
+sys.meta_path.insert(0, Nothing())
+import numpy as np
+from urlhealth.prediction.champion import ChampionWatch
+from urlhealth.settings import load_settings
+watch = ChampionWatch(load_settings())
+assert watch.refresh(), "no champion was loaded"
+forecaster = watch.current.forecaster
+print(forecaster.predict_proba(np.zeros((2, forecaster.n_features_in_))).shape)
+assert not {"models", "serving"} & set(sys.modules)
+"""
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment | {"URLHEALTH_HOME": str(trained.platform.settings.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(2, 6)"
+
+
+def test_a_model_that_is_not_better_stays_a_challenger(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    again = train(trained.platform, report=lambda line: None)
+    assert not again.promoted
+    assert "not better than version 1" in again.reason
+    aliases = client(trained.platform).get_registered_model("url-health").aliases
+    assert (aliases["champion"], aliases["challenger"]) == ("1", again.version)
+    assert capfd.readouterr().out == ""
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
+
+
+@pytest.mark.parametrize(
+    ("days", "up_h", "message"),
+    [
+        (0, 1, "no probe is stored yet"),
+        (3, 10, "too short.*3.0 days, and 5.0 days are needed"),
+        (7, 1e6, "nothing ever failed"),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_said(tmp_path: Path, days: float, up_h: float, message: str) -> None:
+    probes = past("https://one.example/", days=days, seed=1, up_h=up_h, down_h=1)
+    with platform_with(tmp_path, probes) as platform, pytest.raises(NotEnoughHistory, match=message):
+        train(platform, report=lambda line: None)

@@ -1,0 +1,249 @@
+"""Packed rows: layouts, and the file that keeps them."""
+
+import math
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from urlhealth.errors import StoreUnavailable
+from urlhealth.feast_stores.packed import Layout, PackedField
+from urlhealth.feast_stores.rows import PackedRows, string_keys
+from urlhealth.features.columns import Column, StateView
+
+VIEW = StateView(
+    name="things",
+    entity="thing",
+    columns=(
+        Column(name="a", dtype="float64", about="A double."),
+        Column(name="b", dtype="int32", about="Three integers.", length=3),
+        Column(name="c", dtype="float32", about="A float.", initial=math.nan),
+        Column(name="d", dtype="int64", about="A long.", initial=-1),
+    ),
+)
+LAYOUT = Layout.of(VIEW)
+
+EVERYTHING = Layout(
+    view="everything",
+    fields=(
+        PackedField(name="f8", kind="float64"),
+        PackedField(name="f4", kind="float32"),
+        PackedField(name="text", kind="string"),
+        PackedField(name="i8", kind="int64"),
+        PackedField(name="i4", kind="int32"),
+        PackedField(name="flag", kind="bool"),
+        PackedField(name="raw", kind="bytes"),
+        PackedField(name="seen", kind="timestamp"),
+        PackedField(name="three", kind="float32", length=3),
+        PackedField(name="some", kind="int64", length=0),
+    ),
+)
+ARROW = pa.schema(
+    {
+        "f8": pa.float64(),
+        "f4": pa.float32(),
+        "text": pa.string(),
+        "i8": pa.int64(),
+        "i4": pa.int32(),
+        "flag": pa.bool_(),
+        "raw": pa.binary(),
+        "seen": pa.timestamp("us", "UTC"),
+        "three": pa.list_(pa.float32()),
+        "some": pa.list_(pa.int64()),
+    }
+)
+floats32 = st.floats(width=32, allow_nan=False)
+RECORDS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "f8": st.none() | st.floats(allow_nan=False),
+            "f4": st.none() | floats32,
+            "text": st.none() | st.text(),
+            "i8": st.none() | st.integers(-(2**63), 2**63 - 1),
+            "i4": st.none() | st.integers(-(2**31), 2**31 - 1),
+            "flag": st.none() | st.booleans(),
+            "raw": st.none() | st.binary(),
+            "seen": st.none() | st.integers(0, 4_000_000_000),
+            "three": st.none() | st.lists(floats32, min_size=3, max_size=3),
+            "some": st.none() | st.lists(st.integers(-(2**63), 2**63 - 1)),
+        }
+    ),
+    max_size=20,
+)
+
+
+@given(RECORDS)
+def test_rows_give_back_what_was_packed(records: list[dict[str, object]]) -> None:
+    columns = {name: [record[name] for record in records] for name in ARROW.names}
+    instants = [None if s is None else datetime.fromtimestamp(s, UTC) for s in columns["seen"]]  # type: ignore[arg-type]
+    table = pa.table({**columns, "seen": instants}, schema=ARROW)
+    rows = EVERYTHING.pack(table)
+    columns["text"] = [None if t is None else t.encode() for t in columns["text"]]  # type: ignore[attr-defined]
+    assert EVERYTHING.unpack(rows, ARROW.names) == columns
+    assert EVERYTHING.unpack(rows, ["some", "f8"]) == {name: columns[name] for name in ("some", "f8")}
+
+
+def states(n: int, seed: int = 0) -> np.ndarray:
+    drawn = VIEW.initial(n)
+    rng = np.random.default_rng(seed)
+    for column in VIEW.columns:
+        drawn[column.name] = rng.integers(-1000, 1000, drawn[column.name].shape)
+    return drawn
+
+
+def test_rows_of_a_state_view_hold_its_records() -> None:
+    drawn = states(5)
+    assert LAYOUT.dtype["state"] == VIEW.dtype
+    rows = LAYOUT.pack_states(drawn)
+    assert LAYOUT.heads(rows)["state"].tobytes() == drawn.tobytes()
+    assert LAYOUT.pack(pa.table(VIEW.to_arrow(drawn))) == rows
+
+
+def test_nan_is_null_and_a_null_float_is_nan() -> None:
+    table = pa.table({"a": [math.nan, None], "b": [[1, 2, 3]] * 2, "c": pa.array([1, None], pa.float32()), "d": [1, 2]})
+    rows = LAYOUT.pack(table)
+    assert LAYOUT.unpack(rows, ["a", "c"]) == {"a": [None, None], "c": [1, None]}
+    assert np.isnan(LAYOUT.heads(rows)["state"]["a"]).all()
+
+
+def test_what_does_not_fit_is_refused_by_name() -> None:
+    table = pa.table(VIEW.to_arrow(states(2)))
+    with pytest.raises(ValueError, match=r"feature b of view things .* arrays of 3 values are wanted, not of 2"):
+        LAYOUT.pack(table.set_column(1, "b", pa.array([[1, 2], [1, 2, 3]])))
+    with pytest.raises(ValueError, match="feature d of view things"):
+        LAYOUT.pack(table.set_column(3, "d", pa.array(["x", "y"])))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        PackedField(name="a", kind="int64"),
+        PackedField(name="a", kind="float64", length=2),
+        PackedField(name="z", kind="float64"),
+    ],
+)
+def test_a_row_of_another_schema_is_never_misread(changed: PackedField) -> None:
+    other = Layout(view="things", fields=(changed, *LAYOUT.fields[1:]))
+    with pytest.raises(StoreUnavailable, match="view things holds rows of another schema"):
+        other.heads(LAYOUT.pack_states(states(3)))
+
+
+def row(value: int, event_us: int, created_us: int = 0, key: bytes = b"k") -> tuple[bytes, int, int, bytes]:
+    one = VIEW.initial(1)
+    one["d"] = value
+    return key, event_us, created_us, LAYOUT.pack_states(one)[0]
+
+
+def stored(rows: PackedRows, key: bytes = b"k") -> tuple[int, int] | None:
+    """Event time and the value of column d."""
+    found = rows.read("t", [key]).get(key)
+    return None if found is None else (found[0], int(LAYOUT.heads([found[1]])["state"]["d"][0]))
+
+
+def test_late_rows_do_not_overwrite_newer_ones(tmp_path: Path) -> None:
+    rows = PackedRows(tmp_path / "online.db")
+    assert stored(rows) is None
+    rows.write("t", LAYOUT, [row(1, 100, 5)])
+    rows.write("t", LAYOUT, [row(2, 99, 9)])
+    assert stored(rows) == (100, 1)
+    rows.write("t", LAYOUT, [row(3, 100, 4)])
+    assert stored(rows) == (100, 1)
+    rows.write("t", LAYOUT, [row(4, 100, 5)])
+    assert stored(rows) == (100, 4)
+    rows.write("t", LAYOUT, [row(6, 102), row(5, 101)])
+    assert stored(rows) == (102, 6)
+
+
+def test_a_changed_schema_is_said_at_the_write_and_cleared_by_define(tmp_path: Path) -> None:
+    rows = PackedRows(tmp_path / "online.db")
+    rows.write("t", LAYOUT, [row(1, 100)])
+    assert not rows.define("t", LAYOUT)
+    other = Layout(view="things", fields=LAYOUT.fields[1:])
+    with pytest.raises(StoreUnavailable, match="another schema"):
+        rows.write("t", other, [])
+    assert rows.define("t", other)
+    assert rows.read("t", [b"k"]) == {}
+    rows.drop(["t", "never there"])
+    rows.write("t", LAYOUT, [row(2, 1)])
+    assert stored(rows) == (1, 2)
+
+
+@pytest.mark.parametrize("left_behind", [(), ("-wal", "-shm")])
+def test_a_reader_follows_when_the_file_is_deleted_and_made_anew(tmp_path: Path, left_behind: tuple[str, ...]) -> None:
+    path = tmp_path / "online.db"
+    reader = PackedRows(path)
+    PackedRows(path).write("t", LAYOUT, [row(1, 100)])
+    assert stored(reader) == (100, 1)
+    path.unlink()
+    for suffix in {"-wal", "-shm"}.difference(left_behind):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    assert stored(reader) is None
+    PackedRows(path).write("t", LAYOUT, [row(2, 50)])
+    assert stored(reader) == (50, 2)
+    del reader  # its connection to the new file is closed
+    PackedRows(path).write("t", LAYOUT, [row(3, 60)])
+    assert stored(PackedRows(path)) == (60, 3)
+
+
+def test_a_damaged_file_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "online.db"
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreUnavailable, match=r"online store .*online\.db cannot be read"):
+        PackedRows(path).read("t", [b"k"])
+    with pytest.raises(StoreUnavailable, match=r"cannot be written"):
+        PackedRows(path).write("t", LAYOUT, [row(1, 1)])
+
+
+def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
+    rows = PackedRows(tmp_path / "online.db")
+    keys = string_keys("thing", [f"key {i}" for i in range(2500)])
+    rows.write("t", LAYOUT, [row(i, i + 1, key=key) for i, key in enumerate(keys)])
+    found = rows.read("t", [*keys, b"absent", keys[0]])
+    assert [found[key][0] for key in keys] == list(range(1, 2501))
+    assert len(found) == 2500
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_packed import LAYOUT, PackedRows, row
+rows = PackedRows(Path(sys.argv[1]))
+for i in range(1, 61):
+    rows.write("t", LAYOUT, [row(i, i, key=key) for key in (b"k", b"l", b"m")])
+"""
+
+
+def test_several_processes_write_while_threads_read(tmp_path: Path) -> None:
+    """Event time equals value in each row that is ever read, and no reader sees one go back."""
+    path = tmp_path / "online.db"
+    rows = PackedRows(path)
+    command = (sys.executable, "-c", WRITER, str(path), str(Path(__file__).parent))
+    writers = [subprocess.Popen(command) for _ in range(2)]
+    torn: list[object] = []
+
+    def read() -> None:
+        newest = 0
+        while any(writer.poll() is None for writer in writers):
+            for key in (b"k", b"l", b"m"):
+                found = stored(rows, key)
+                if found is not None and (found[0] != found[1] or (key == b"k" and found[0] < newest)):
+                    torn.append(found)
+                if found is not None and key == b"k":
+                    newest = found[0]
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [writer.wait(30) for writer in writers] == [0, 0]
+    assert torn == []
+    assert stored(rows) == (60, 60)
