@@ -24,8 +24,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: setup ## do the whole job on a sample web and show it (SEED=n, EXIT=1 to stop after the table)
-	$(BIN)/python -m demo $(if $(SEED),--seed $(SEED)) $(if $(EXIT),--exit)
+demo: setup ## do the whole job on a sample web and show it (SEED=n, PORT=n, EXIT=1 to stop after the table)
+	$(BIN)/python -m demo $(if $(SEED),--seed $(SEED)) $(if $(PORT),--port $(PORT)) $(if $(EXIT),--exit)
 
 run: setup ## the platform alone, on URLHEALTH_HOME (default ./var)
 	$(BIN)/urlhealth serve

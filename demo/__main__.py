@@ -6,8 +6,6 @@ empty or an earlier demo's.
 
 import argparse
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,20 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import SystemRandom
+from time import monotonic
 from typing import Any, Final
 
 import httpx
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from demo.home import own_home, set_environment
 from demo.past import past
 from demo.programs import ROOT, DemoFailed, first_line, port_is_free, program, run, wait_for
 from demo.sites import Kind, Site, sites
 from urlhealth.errors import UrlHealthError
 from urlhealth.platform import Platform
-from urlhealth.settings import load_settings, quiet_third_parties
+from urlhealth.settings import load_settings
 from urlhealth.vocabulary import ProbeSource
 
 BIN: Final = Path(sys.executable).parent
@@ -37,7 +37,6 @@ PAST_DAYS: Final = 30
 PAST_EVERY_S: Final = 900
 #: Kinds that must rank above each steady site.
 RISKY: Final = (Kind.FLAPPING, Kind.DYING)
-_MARK: Final = "made-by-make-demo"
 
 
 def main() -> None:
@@ -50,9 +49,16 @@ def main() -> None:
     seed = SystemRandom().randrange(1_000_000) if arguments.seed is None else arguments.seed
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(soft_wrap=True, width=160)
     try:
         with ExitStack() as stack:
-            Demo(seed=seed, port=arguments.port, console=console, stack=stack).run(stay=not arguments.exit)
+            try:
+                Demo(seed=seed, port=arguments.port, console=console, stack=stack).run(stay=not arguments.exit)
+            finally:
+                # Now the programs are ended, all of them, however often Ctrl-C is pressed.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except KeyboardInterrupt:
         console.print("\nstopped")
     except (DemoFailed, UrlHealthError, httpx.HTTPError, OSError) as error:
@@ -69,7 +75,13 @@ class Demo:
         self.url = f"http://127.0.0.1:{port}"
         self.console = console
         self.stack = stack
-        self.home = make_home()
+        self.started_s = monotonic()
+        if not port_is_free(port):
+            raise DemoFailed(
+                f"port {port} on 127.0.0.1 is taken: stop what listens there, "
+                f"or choose another with `{sys.executable} -m demo --port N`"
+            )
+        self.home = stack.enter_context(own_home())
         self.logs = self.home / "logs"
         self.logs.mkdir()
         self.log = self.logs / "platform.log"
@@ -115,7 +127,7 @@ class Demo:
             raise DemoFailed(f"the platform ended by itself: see {self.log}")
 
     def step(self, number: str, what: str) -> None:
-        self.console.print(f"\n[bold cyan]{number}.[/] {what}")
+        self.console.print(f"\n[bold cyan]{number}.[/] {what} [dim]({monotonic() - self.started_s:.0f} s)[/]")
 
     def start_sample_web(self) -> tuple[list[Site], Path]:
         """Serve the sample web; its sites, and the certificate to trust."""
@@ -128,11 +140,6 @@ class Demo:
 
     def start_platform(self) -> None:
         """Serve the platform, and wait until it answers."""
-        if not port_is_free(self.port):
-            raise DemoFailed(
-                f"port {self.port} on 127.0.0.1 is taken: stop what listens there, "
-                f"or choose another with `python -m demo --port N`"
-            )
         command = (str(BIN / "urlhealth"), "serve", "--port", str(self.port))
         self.server = self.stack.enter_context(program(command, log=self.log))
         self.wait_for(self.lives, what=f"{self.url}/health/live", limit_s=60)
@@ -206,9 +213,9 @@ class Demo:
             raise DemoFailed(f"no prediction for {len(unknown)} URLs, such as {unknown[0]}")
         items.sort(key=lambda item: -item["probability"])
         table = Table(
-            "URL",
+            Column("URL", no_wrap=True),
             "state now",
-            "fails within 24 h",
+            Column("fails within 24 h", justify="right"),
             "main reason",
             caption=f"{items[0]['model']} version {items[0]['model_version']}; it learned from a simulated past",
         )
@@ -255,33 +262,6 @@ class Demo:
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
             bar = bars.add_task(what, total=total)
             yield lambda done: bars.update(bar, completed=done)
-
-
-def make_home() -> Path:
-    """An empty folder for this run: URLHEALTH_HOME if that is set, otherwise `var/demo`.
-
-    Raises:
-        DemoFailed: it holds what no demo made.
-    """
-    home = Path(os.environ.get("URLHEALTH_HOME") or ROOT / "var" / "demo").expanduser().absolute()
-    if home.exists():
-        if any(home.iterdir()) and not (home / _MARK).exists():
-            raise DemoFailed(f"{home} is in use: unset URLHEALTH_HOME, or let it name a folder that is new or empty")
-        shutil.rmtree(home)
-    home.mkdir(parents=True)
-    (home / _MARK).touch()
-    return home
-
-
-def set_environment(home: Path, ca_file: Path) -> None:
-    """Point this process and those that it starts at the demo's own stores, whatever was set before."""
-    for name in [*os.environ]:
-        if name.startswith("URLHEALTH_") or name in ("FEAST_FS_YAML_FILE_PATH", "MLFLOW_TRACKING_URI"):
-            del os.environ[name]
-    os.environ["URLHEALTH_HOME"] = str(home)
-    os.environ["URLHEALTH_ALLOW_ADDRESSES"] = "127.0.0.0/8,::1/128"
-    os.environ["URLHEALTH_CA_FILE"] = str(ca_file)
-    quiet_third_parties()
 
 
 def misranked(risks: Mapping[str, float], made: Sequence[Site]) -> str | None:

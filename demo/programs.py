@@ -35,6 +35,8 @@ def program(command: Sequence[str], *, log: Path, stdout: int | None = None) -> 
         yield process
     finally:
         _end(process)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def run(command: Sequence[str], *, step: str) -> None:

@@ -1,8 +1,9 @@
 """The MLflow registry as training uses it: where it is, who the champion is, and how another becomes it."""
 
-import logging
+import io
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,31 +32,27 @@ def tracking(settings: Settings) -> Iterator["MlflowClient"]:
     """
     import mlflow
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.logging_utils import disable_logging, enable_logging
 
     uri = settings.resolved_tracking_uri
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    levels = {name: logging.getLogger(name).level for name in ("alembic", "mlflow")}
-    try:
-        disable_logging()
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
         mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient()
         try:
+            client = mlflow.MlflowClient()
             if client.get_experiment_by_name(EXPERIMENT) is None:
                 embedded = not settings.mlflow_tracking_uri
                 client.create_experiment(EXPERIMENT, settings.mlflow_artifacts.as_uri() if embedded else None)
         except MlflowException as error:
-            raise StoreUnavailable(f"the MLflow store {uri} cannot be used: {error}") from error
-        yield client
-    finally:
-        mlflow.set_tracking_uri(before)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        enable_logging()
+            raise StoreUnavailable(
+                f"the MLflow store {uri} cannot be used ({error}): see MLFLOW_TRACKING_URI and URLHEALTH_HOME"
+            ) from error
+        try:
+            yield client
+        finally:
+            mlflow.set_tracking_uri(before)
 
 
 def champion(client: "MlflowClient") -> "ModelVersion | None":
@@ -76,3 +73,11 @@ def promote(client: "MlflowClient", version: str) -> None:
     aliases = client.get_registered_model(MODEL_NAME).aliases
     if aliases.get(CHALLENGER) == version:
         client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
+
+
+def downloaded(client: "MlflowClient", version: "ModelVersion") -> Path:
+    """A local folder with the files of a version."""
+    import mlflow.artifacts
+
+    uri = client.get_model_version_download_uri(version.name, version.version)
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=client.tracking_uri))

@@ -5,11 +5,8 @@ other. What is registered is the very model that was measured: it is not fitted 
 own, and the next training can compare with it on rows that it never saw.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,7 +24,6 @@ from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
 
     from urlhealth.platform import Platform
 
@@ -91,12 +87,11 @@ def train(
     _require_classes(learn, test)
     report(f"rows: {len(learn):,} to learn from, {len(test):,} newer ones to test on, {rows.X.shape[1]} features each")
 
-    with _quiet():
-        model = _fitted(HealthForecaster(state_feature=STATE_FEATURE, seed=seed), learn)
-        baselines = {
-            name: _fitted(HealthForecaster(state_feature=STATE_FEATURE, use=use, boosted=False), learn)
-            for name, use in BASELINES.items()
-        }
+    model = _fitted(HealthForecaster(state_feature=STATE_FEATURE, seed=seed), learn)
+    baselines = {
+        name: _fitted(HealthForecaster(state_feature=STATE_FEATURE, use=use, ridge=1.0, boosted=False), learn)
+        for name, use in BASELINES.items()
+    }
     predictions = {name: made.predict_proba(test.X) for name, made in {"model": model, **baselines}.items()}
     metrics = {name: evaluate(P, test.Y, test.failing) for name, P in predictions.items()}
     for line in _table(metrics):
@@ -116,8 +111,9 @@ def train(
         "features": len(VECTOR),
         "estimator": type(model).__name__,
         "boosted": model.boosted,
+        "ridge": model.ridge,
     }
-    with registry.tracking(platform.settings) as client, _quiet():
+    with registry.tracking(platform.settings) as client:
         version = log_run(model, predictions, learn, test, params=params, tags={"test_from_ms": str(test_from_ms)})
         better, reason = _judge(client, test, model, metrics)
         promoted = promote and better
@@ -159,7 +155,7 @@ def _judge(
     if own >= losses[best_baseline]:
         return False, f"not better than a baseline ({against})"
     try:
-        present = load_forecaster(_downloaded(champion))
+        present = load_forecaster(registry.downloaded(client, champion))
     except ModelMismatch as error:
         return True, f"version {champion.version} cannot be loaded any more ({error}); {against}"
     unseen = test.take(test.t_ms > int(champion.tags.get("test_from_ms", 0)))
@@ -173,12 +169,6 @@ def _judge(
     )
     verb = "better" if ours < theirs else "not better"
     return ours < theirs, f"{verb} than version {champion.version} (its mean log loss {theirs:.4f}; {against})"
-
-
-def _downloaded(version: "ModelVersion") -> Path:
-    import mlflow.artifacts
-
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{MODEL_NAME}/{version.version}"))
 
 
 def _require_length(history: History) -> None:
@@ -220,11 +210,3 @@ def _length_ms(history: History) -> int:
 
 def _days(ms: float) -> str:
     return f"{ms / HOUR_MS / 24:.1f} days"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Third parties' warnings about their own insides are no news for who trains."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

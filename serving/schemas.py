@@ -6,6 +6,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from urlhealth import vocabulary as words
+from urlhealth.crawl.monitors import MAX_INTERVAL_S, MIN_INTERVAL_S
 from urlhealth.vocabulary import DEFAULT_OPTIONS, Freshness, Health, Outcome, TaskStatus
 
 #: URLs that one request for features or predictions may name.
@@ -189,7 +190,9 @@ class MonitorRequest(RequestBody):
     """A URL to probe again and again."""
 
     url: Url
-    interval_s: int = Field(ge=10, le=7 * 86_400, description="Time between two probes.", examples=[300])
+    interval_s: int = Field(
+        ge=MIN_INTERVAL_S, le=MAX_INTERVAL_S, description="Time between two probes.", examples=[300]
+    )
     group: str | None = Field(
         None,
         max_length=200,

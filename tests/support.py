@@ -103,11 +103,17 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float, what: str) -> 
 
 
 class Api:
-    """A running platform, spoken to over HTTP."""
+    """A running platform, spoken to over HTTP. Close it, or use it as a context manager."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=30)
+
+    def __enter__(self) -> "Api":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
 
     def submit(self, urls: Sequence[str]) -> str:
         """Submit a task; its id."""
@@ -156,8 +162,8 @@ def platform_process(home: Path, *arguments: str, **extra: str) -> Iterator[tupl
     with program(
         str(BIN / "urlhealth"), "serve", "--port", str(port), *arguments,
         env=environment(home, **extra), ready_url=f"{url}/health/live", log=home / "serve.log",
-    ) as process:  # fmt: skip
-        yield Api(url), process
+    ) as process, Api(url) as api:  # fmt: skip
+        yield api, process
 
 
 def first_json_line(process: subprocess.Popen[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ router = APIRouter(prefix="/api/v1/monitors", tags=["monitors"])
     responses=header(201, "Location", "Path of the monitor.") | problems(422, 503),
 )
 def create_monitor(body: MonitorRequest, platform: PlatformDep, response: Response) -> Monitor:
-    """The first probe is due at once."""
+    """It is first probed within one interval, and then once in each."""
     monitor = platform.crawl.create_monitor(body.url, interval_s=body.interval_s, group=body.group, owner=LOCAL_OWNER)
     response.headers["Location"] = f"{router.prefix}/{monitor.monitor_id}"
     return Monitor.of(monitor)

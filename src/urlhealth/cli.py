@@ -97,7 +97,7 @@ def train(
     with _platform() as platform:
         with console.status("Bringing features up to date"):
             platform.build_features()
-        train_model(platform, seed=seed, promote=promote, report=console.print)
+        train_model(platform, seed=seed, promote=promote, report=lambda line: console.print(line, soft_wrap=True))
 
 
 @app.command()

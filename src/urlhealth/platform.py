@@ -117,6 +117,7 @@ class Platform:
             guard=AddressGuard(settings.allow_addresses),
             clock=self.clock,
             worker_id=self.worker_id,
+            ca_file=settings.ca_file,
         )
         runner = CrawlRunner(self.crawl, self.lease, self._dispatcher)
         self.lease.acquire()

@@ -49,8 +49,8 @@ def test_urlhealth_serve_beside_bentoml_serve_probes_each_target_once(
             str(BIN / "bentoml"), "serve", "--host", "127.0.0.1", "--port", str(bento_port),
             env=environment(tmp_path), ready_url=f"{bento_url}/health/live", log=tmp_path / "bento.log",
         ),
+        Api(bento_url) as bento,
     ):  # fmt: skip
-        bento = Api(bento_url)
         tasks = [api.submit([counting_web.url(f"/a/{i}") for i in range(100)])]
         tasks.append(bento.submit([counting_web.url(f"/b/{i}") for i in range(100)]))
         for task_id in tasks:

@@ -134,8 +134,7 @@ def test_6_training_registers_a_champion_that_mlflow_shows(home: Path) -> None:
     with program(
         str(BIN / "mlflow"), "ui", "--backend-store-uri", tracking_uri, "--port", str(port), "--workers", "1",
         env=env, ready_url=f"http://127.0.0.1:{port}/health", log=home / "mlflow.log", cwd=home,
-    ):  # fmt: skip
-        mlflow = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/2.0/mlflow", timeout=30)
+    ), httpx.Client(base_url=f"http://127.0.0.1:{port}/api/2.0/mlflow", timeout=30) as mlflow:  # fmt: skip
         model = mlflow.get("/registered-models/get", params={"name": "url-health"}).json()["registered_model"]
         assert {alias["alias"]: alias["version"] for alias in model["aliases"]}["champion"] == "1"
         run_id = model["latest_versions"][0]["run_id"]
@@ -175,9 +174,8 @@ def test_8_the_command_line_and_bentoml_predict_the_same(api: Api, home: Path, u
     url = f"http://127.0.0.1:{port}"
     with program(
         str(BIN / "bentoml"), "serve", "--host", "127.0.0.1", "--port", str(port),
-        env=env, ready_url=f"{url}/health/ready", log=home / "bento.log",
-    ):  # fmt: skip
-        bento = Api(url)
+        env=env, ready_url=f"{url}/health/live", log=home / "bento.log",
+    ), Api(url) as bento:  # fmt: skip
         wait_until(lambda: bento.http.get("/health/ready").status_code == 200, timeout_s=60, what="bento to be ready")
         mounted = {item["url"]: item["probability"] for item in bento.predict(urls[:5])}
     for url in urls[:5]:

@@ -1,5 +1,7 @@
 """The sample web: its behaviours, the past computed from them, and that the live server keeps to both."""
 
+import os
+import select
 import subprocess
 import sys
 from collections import Counter
@@ -9,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from demo.__main__ import misranked
+from demo.home import own_home
 from demo.past import past
+from demo.programs import DemoFailed, first_line, program, run, wait_for
 from demo.sample_web import SampleWeb
 from demo.sites import COUNTS, DAY_MS, Certificate, Kind, Site, sites
 from urlhealth.probing.engine import ProbeEngine
@@ -211,3 +216,62 @@ def test_a_port_that_is_taken_is_said_in_one_line(sample_web: SampleWeb) -> None
     assert done.returncode == 1
     assert done.stderr.startswith("the sample web cannot start: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_demo_empties_no_folder_that_something_else_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("URLHEALTH_HOME", str(tmp_path))
+    (tmp_path / "urlhealth.db").touch()
+    with pytest.raises(DemoFailed, match="is in use: unset URLHEALTH_HOME"), own_home():
+        pass
+    assert (tmp_path / "urlhealth.db").exists()
+    (tmp_path / "urlhealth.db").unlink()
+    with own_home() as home:
+        assert home == tmp_path
+        (home / "urlhealth.db").touch()
+        (home / "feast").mkdir()
+        with pytest.raises(DemoFailed, match="a demo is running in"), own_home():
+            pass
+        assert (home / "urlhealth.db").exists()
+    with own_home() as home:
+        assert len([*home.iterdir()]) == 1
+
+
+def test_a_demo_says_in_one_line_that_its_port_is_taken(tmp_path: Path, sample_web: SampleWeb) -> None:
+    port = str(sample_web.sites[0].port)
+    done = subprocess.run(
+        (sys.executable, "-m", "demo", "--exit", "--port", port),
+        env={**os.environ, "URLHEALTH_HOME": str(tmp_path / "demo")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"the demo failed: port {port} on 127.0.0.1 is taken")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_programs_of_the_demo_end_with_it_and_a_failed_one_shows_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    sleeper = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    with program((sys.executable, "-c", sleeper), log=log, stdout=subprocess.PIPE) as p:
+        child = os.pidfd_open(int(first_line(p, log=log)))
+    assert p.returncode is not None
+    # A process descriptor becomes readable when the process has ended.
+    assert select.select([child], [], [], 10)[0]
+    os.close(child)
+    failing = (sys.executable, "-c", "raise SystemExit('no such luck')")
+    with program(failing, log=log) as p, pytest.raises(DemoFailed, match="no such luck"):
+        wait_for(lambda: False, what="luck", limit_s=20, process=p, log=log)
+    with pytest.raises(DemoFailed, match=r"wishing failed: .* exited with 1"):
+        run(failing, step="wishing")
+
+
+def test_the_ranking_is_checked() -> None:
+    made = sites(1, anchor_ms=ANCHOR_MS)
+    risks = {site.url: 0.9 if site.kind in (Kind.FLAPPING, Kind.DYING) else 0.1 for site in made}
+    assert misranked(risks, made) is None
+    steady = next(site for site in made if site.kind is Kind.STEADY)
+    slow = next(site for site in made if site.kind is Kind.SLOW)
+    assert misranked({**risks, slow.url: 0.95}, made) is None
+    assert f"{steady.url} (90.00%), which is steady" in (misranked({**risks, steady.url: 0.9}, made) or "")

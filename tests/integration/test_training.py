@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from models.training import TrainingReport, train
 from urlhealth.errors import NotEnoughHistory
@@ -29,18 +30,22 @@ from urlhealth.vocabulary import (
 HOUR_MS = 3_600_000
 NOW_MS = 1_750_000_000_000
 DAYS = 12
-STEADY = [f"https://steady-{i}.example/" for i in range(6)]
-FLAPPING = [f"https://flapping-{i}.example/" for i in range(6)]
+STEADY = [f"https://steady-{i}.example/" for i in range(5)]
+#: Flapping in the first days, steady since: their past failure rate says the wrong thing.
+MENDED = [f"https://mended-{i}.example/" for i in range(5)]
+FLAPPING = [f"https://flapping-{i}.example/" for i in range(5)]
 
 
-def past(url: str, *, days: float, seed: int, up_h: float, down_h: float) -> list[tuple[Target, ProbeResult]]:
-    """Half-hourly probes of a target that is up and down for exponential times of these means."""
+def past(
+    url: str, *, days: float, seed: int, up_h: float, down_h: float = 2, mended_h: float = 1e9
+) -> list[tuple[Target, ProbeResult]]:
+    """Half-hourly probes of a target that is up and down for exponential times of these means, until it is mended."""
     rng = np.random.default_rng(seed)
     target = parse_target(url)
     ends_h = np.cumsum(rng.exponential([up_h, down_h], size=(400, 2)).ravel())
     probes = []
     for hour in np.arange(0, days * 24, 0.5):
-        up = np.searchsorted(ends_h, hour, side="right") % 2 == 0
+        up = hour > mended_h or np.searchsorted(ends_h, hour, side="right") % 2 == 0
         ts_ms = NOW_MS - round((days * 24 - hour) * HOUR_MS) + int(rng.integers(60_000))
         outcome, status = (Outcome.OK, 200) if up else (Outcome.HTTP_ERROR, 503)
         probes.append(
@@ -69,15 +74,15 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    probes = [probe for i, url in enumerate(STEADY) for probe in past(url, days=DAYS, seed=i, up_h=1e6, down_h=1)]
-    probes += [probe for i, url in enumerate(FLAPPING) for probe in past(url, days=DAYS, seed=i, up_h=12, down_h=3)]
+    probes = [probe for i, url in enumerate(STEADY) for probe in past(url, days=DAYS, seed=i, up_h=1e6)]
+    probes += [probe for i, url in enumerate(MENDED) for probe in past(url, days=DAYS, seed=i, up_h=6, mended_h=100)]
+    probes += [probe for i, url in enumerate(FLAPPING) for probe in past(url, days=DAYS, seed=i, up_h=12)]
     with platform_with(tmp_path_factory.mktemp("trained"), probes) as platform:
         lines: list[str] = []
         yield Trained(platform=platform, first=train(platform, report=lines.append), lines=lines)
 
 
-def client(platform: Platform):  # noqa: ANN201
-    from mlflow import MlflowClient
+def client(platform: Platform) -> MlflowClient:
 
     return MlflowClient(tracking_uri=platform.settings.resolved_tracking_uri)
 
@@ -90,17 +95,17 @@ def test_the_first_model_serves_and_beats_both_baselines(trained: Trained) -> No
     for baseline in ("as it is now", "its past failure rate"):
         other = report.metrics[baseline]["onset_24h"]
         assert other.rows == model.rows > 100
+        assert model.average_precision > other.average_precision + 0.05
         assert model.log_loss < other.log_loss
-    assert model.average_precision > report.metrics["as it is now"]["onset_24h"].average_precision + 0.2
-    assert any("average" in line or "AP" in line for line in trained.lines)
+    assert any(line.startswith("onset_24h") and "AP" in line for line in trained.lines)
     assert "version 1 is the champion" in trained.lines[-1]
 
 
 def test_flapping_targets_rank_above_steady_ones(trained: Trained) -> None:
     assert trained.platform.champion.refresh()
-    predictions = trained.platform.predictor.predict([*STEADY, *FLAPPING], horizons=["24h"], explain=True)
+    predictions = trained.platform.predictor.predict([*STEADY, *MENDED, *FLAPPING], horizons=["24h"], explain=True)
     risk = {p.sent_url: p.probability for p in predictions}
-    assert min(risk[url] for url in FLAPPING) > max(risk[url] for url in STEADY)
+    assert min(risk[url] for url in FLAPPING) > max(risk[url] for url in [*STEADY, *MENDED])
     assert all(p.reasons for p in predictions)
 
 
@@ -171,12 +176,12 @@ assert not {"models", "serving"} & set(sys.modules)
 
 def test_a_model_that_is_not_better_stays_a_challenger(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    again = train(trained.platform, report=lambda line: None)
+    again = train(trained.platform, report=lambda _: None)
     assert not again.promoted
     assert "not better than version 1" in again.reason
     aliases = client(trained.platform).get_registered_model("url-health").aliases
-    assert (aliases["champion"], aliases["challenger"]) == ("1", again.version)
-    assert capfd.readouterr().out == ""
+    assert {alias: str(version) for alias, version in aliases.items()} == {"champion": "1", "challenger": again.version}
+    assert capfd.readouterr() == ("", "")
     assert os.environ.get("MLFLOW_TRACKING_URI") == before
 
 
@@ -189,6 +194,6 @@ def test_a_model_that_is_not_better_stays_a_challenger(trained: Trained, capfd: 
     ],
 )
 def test_what_cannot_be_learnt_from_is_said(tmp_path: Path, days: float, up_h: float, message: str) -> None:
-    probes = past("https://one.example/", days=days, seed=1, up_h=up_h, down_h=1)
+    probes = past("https://one.example/", days=days, seed=1, up_h=up_h)
     with platform_with(tmp_path, probes) as platform, pytest.raises(NotEnoughHistory, match=message):
-        train(platform, report=lambda line: None)
+        train(platform, report=lambda _: None)

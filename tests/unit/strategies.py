@@ -66,10 +66,10 @@ _STEP_S = st.one_of(
 
 @st.composite
 def histories(draw: st.DrawFn, *, max_size: int = 60) -> list[Probe]:
-    """Probes in the order of time; no target has two at one instant."""
-    steps = draw(
-        st.lists(st.tuples(_STEP_S, st.integers(0, 3), st.sampled_from([1, 1, 1, 0, 0, -1])), max_size=max_size)
-    )
+    """Probes in the order of time; no target has two at one instant. Some of one URL only, some all within hours."""
+    step = draw(st.sampled_from([_STEP_S, st.integers(1, 1200)]))
+    which_target = st.integers(0, draw(st.integers(0, len(TARGETS) - 1)))
+    steps = draw(st.lists(st.tuples(step, which_target, st.sampled_from([1, 1, 1, 0, 0, -1])), max_size=max_size))
     now_ms, probes, seen = START_MS, [], set()
     for number, (step_s, which, health) in enumerate(steps, start=1):
         now_ms += step_s * 1000 + number % 7

@@ -7,6 +7,7 @@ import pytest
 import skops.io
 import yaml
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_limits
 
 from urlhealth.errors import ModelMismatch
 from urlhealth.features.catalog import VECTOR
@@ -25,8 +26,8 @@ def sample(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     X = rng.normal(size=(n, K)).astype(np.float32)
     X[rng.random((n, K)) < 0.1] = np.nan
     X[:, STATE] = rng.random(n) < 0.15
-    risk = np.nan_to_num(X[:, STATE + 1]) + (np.nan_to_num(X[:, STATE + 2]) > 0.5) - 3
-    wait_h = rng.exponential(1 / (np.exp(risk) * 0.2))
+    risk = np.nan_to_num(X[:, STATE + 1]) + 2 * (np.nan_to_num(X[:, STATE + 2]) > 0.5) - 4
+    wait_h = rng.exponential(1 / np.exp(risk))
     onset = np.stack([(wait_h < hours) | (X[:, STATE] == 1) for hours in (1, 6, 24)], axis=1)
     at_end = onset & (rng.random((n, 3)) < 0.5)
     Y = np.concatenate([onset, at_end], axis=1).astype(np.float64)
@@ -60,9 +61,9 @@ def test_answers_are_probabilities_and_consistent(model: HealthForecaster) -> No
 def test_it_learns_what_the_labels_depend_on(model: HealthForecaster) -> None:
     X, Y = sample(4_000, seed=3)
     P = model.predict_proba(X)
-    for j in range(len(PROBABILITIES)):
+    for j, output in enumerate(PROBABILITIES):
         rows = ~np.isnan(Y[:, j]) & (X[:, STATE] == 0)
-        assert roc_auc_score(Y[rows, j], P[rows, j]) > 0.65
+        assert roc_auc_score(Y[rows, j], P[rows, j]) > (0.7 if output.startswith("onset") else 0.6)
         assert P[rows, j].mean() == pytest.approx(Y[rows, j].mean(), rel=0.2)
 
 
@@ -105,7 +106,8 @@ def test_trees_answer_as_scikit_learn_does() -> None:
 
     X, Y = sample(4_000, seed=6)
     X = X.astype(np.float64)
-    boosted = HistGradientBoostingClassifier(max_iter=30, random_state=0).fit(X, np.nan_to_num(Y[:, 2]))
+    with threadpool_limits(1):
+        boosted = HistGradientBoostingClassifier(max_iter=30, random_state=0).fit(X, np.nan_to_num(Y[:, 2]))
     forest = Forest.of(boosted)
     fresh = sample(1_500, seed=7)[0].astype(np.float64)
     np.testing.assert_allclose(forest.logits(fresh), boosted.decision_function(fresh), rtol=1e-9, atol=1e-12)

@@ -4,6 +4,7 @@ Imported by Feast, from `type` in `feature_store.yaml`. A row is written whole: 
 null. An older row never overwrites a newer one.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -22,6 +23,8 @@ from feast.types import Array, PrimitiveFeastType
 from urlhealth.feast_stores.packed import Kind, Layout, PackedField
 from urlhealth.feast_stores.paths import ONLINE_FILE, store_path
 from urlhealth.feast_stores.rows import PackedRows
+
+_log = logging.getLogger(__name__)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -140,9 +143,10 @@ class PackedOnlineStore(OnlineStore):
         rows.drop(table_of(config, view) for view in tables_to_delete)
         for view in tables_to_keep:
             if rows.define(table_of(config, view), layout_of(view)):
-                print(
-                    f"The schema of {view.name} changed: its online rows were deleted. Fill them again with "
-                    "`feast materialize`."
+                _log.warning(
+                    "the schema of view %s changed: its online rows were deleted; fill them again with "
+                    "`feast materialize --disable-event-timestamp`",
+                    view.name,
                 )
 
     def teardown(

@@ -10,6 +10,7 @@ connection never does.
 """
 
 import fcntl
+import os
 import sqlite3
 import threading
 import uuid
@@ -104,7 +105,7 @@ class PackedRows:
             status = self.path.stat()
         except FileNotFoundError:
             return None
-        identity = (status.st_dev, status.st_ino)
+        identity = (os.getpid(), status.st_dev, status.st_ino)  # SQLite forbids a connection from before a fork
         if getattr(self._local, "identity", None) != identity:
             with suppress(AttributeError):
                 self._local.connection.close()

@@ -93,58 +93,62 @@ class _Carried:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Changed:
-    """New rows of some entities, and what is carried of them. For URLs, what their pools need as well."""
+    """New rows of some entities, and what is carried of them."""
 
     owner: Array
     ts_ms: npt.NDArray[np.int64]
     states: States
     carried: _Carried
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _ChangedUrls(_Changed):
+    """What pools need to know of it as well: transitions made and taken back, with the URL of each."""
+
     transitions: Array
     transition_owner: Array
     late: int
 
 
-def _advance_urls(urls: _Carried, events: Array, owner: Array, *, known_for_ms: int, late_ms: int) -> _Changed:
+def _advance_urls(urls: _Carried, events: Array, owner: Array, *, known_for_ms: int, late_ms: int) -> _ChangedUrls:
     base, head = urls.states
-    ts_ms = events["ts_ms"]
-    late = int(np.sum(ts_ms < base["probed_ms"][owner]))
-    # One of the base's own instant is a duplicate.
-    events, owner = _in_order(*_where(ts_ms > base["probed_ms"][owner], events, owner))
+    late = int(np.sum(events["ts_ms"] < base["probed_ms"][owner]))
+    # What is of the base's own instant is a duplicate.
+    events, owner = _in_order(*_where(events["ts_ms"] > base["probed_ms"][owner], events, owner))
 
-    first_new = np.full(len(base), np.iinfo(np.int64).max)
-    np.minimum.at(first_new, owner, events["ts_ms"])
+    # URLs with an event that is not after their head start again from the base, with the events since.
+    first_new = _first(events["ts_ms"], owner, len(base))
     again = first_new <= head["probed_ms"]
     before, before_owner = _where(again[urls.owner], urls.recent, urls.owner)
     kept, kept_owner = _where(~again[urls.owner], urls.recent, urls.owner)
     start = np.where(again, base, head)
     events, owner = _in_order(np.concatenate((before, events)), np.concatenate((before_owner, owner)))
     after = fold(start, events, owner, known_for_ms=known_for_ms)
+    head = head.copy()
+    head[owner[_ends(owner)]] = after[_ends(owner)]
 
     made, made_owner = transitions(start, events, owner)
     unmade, unmade_owner = transitions(base, before, before_owner)
     unmade["count"] = -1
 
-    head = head.copy()
-    head[owner[_ends(owner)]] = after[_ends(owner)]
+    # Kept events of a URL are older than its new ones, so that a stable sort puts all in order.
     recent, recent_owner = np.concatenate((kept, events)), np.concatenate((kept_owner, owner))
-    order = np.lexsort((recent["ts_ms"], recent_owner))
+    order = np.argsort(recent_owner, kind="stable")
     recent, recent_owner = recent[order], recent_owner[order]
     settled = _settled(recent["ts_ms"], recent_owner, head["probed_ms"] - late_ms, RECENT_VERDICTS)
-    # The new base is the state after the newest settled event. That was folded just now, or is one of those kept.
-    source = np.concatenate((np.full(len(kept), -1), np.arange(len(events))))[order]
-    newest = np.flatnonzero(settled)[_ends(recent_owner[settled])]
-    folded = source[newest] >= 0
+    fresh = np.zeros(len(base), bool)
+    fresh[recent_owner[settled & (order >= len(kept))]] = True
     base = base.copy()
-    base[recent_owner[newest[folded]]] = after[source[newest[folded]]]
-    waiting = np.zeros(len(base), bool)
-    waiting[recent_owner[newest[~folded]]] = True
-    old, old_owner = _where(settled & waiting[recent_owner], recent, recent_owner)
-    caught_up = fold(base, old, old_owner, known_for_ms=known_for_ms)
-    base[old_owner[_ends(old_owner)]] = caught_up[_ends(old_owner)]
+    # The new base is the state after the newest settled event: it was made just now, or a kept event leads to it.
+    newest = np.flatnonzero(settled & fresh[recent_owner])
+    newest = newest[_ends(recent_owner[newest])]
+    base[recent_owner[newest]] = after[order[newest] - len(kept)]
+    old, old_owner = _where(settled & ~fresh[recent_owner], recent, recent_owner)
+    base[old_owner[_ends(old_owner)]] = fold(base, old, old_owner, known_for_ms=known_for_ms)[_ends(old_owner)]
+    recent, recent_owner = _where(~settled, recent, recent_owner)
 
     new = events["ts_ms"] >= first_new[owner]
-    recent, recent_owner = _where(~settled, recent, recent_owner)
-    return _Changed(
+    return _ChangedUrls(
         owner=owner[new],
         ts_ms=events["ts_ms"][new],
         states=after if new.all() else after.view(whole_records(after.dtype))[new].view(after.dtype),
@@ -156,9 +160,8 @@ def _advance_urls(urls: _Carried, events: Array, owner: Array, *, known_for_ms: 
 
 
 def _advance_pools(pools: _Carried, items: Array, owner: Array, *, known_for_ms: int, late_ms: int) -> _Changed:
-    (base,) = (states.copy() for states in pools.states)
-    first_new = np.full(len(base), np.iinfo(np.int64).max)
-    np.minimum.at(first_new, owner, items["ts_ms"])
+    base = pools.states[0].copy()
+    first_new = _first(items["ts_ms"], owner, len(base))
     past = items["ts_ms"] <= base["known_ms"][owner]
     add_late(base, items[past], owner[past], known_for_ms=known_for_ms)
     corrected = np.unique(owner[past])
@@ -168,27 +171,23 @@ def _advance_pools(pools: _Carried, items: Array, owner: Array, *, known_for_ms:
     )
     states, last = accumulate(base, recent, recent_owner, known_for_ms=known_for_ms)
     state_owner = recent_owner[last]
-
-    newest_ms = base["known_ms"].copy()
-    newest_ms[recent_owner[_ends(recent_owner)]] = recent["ts_ms"][_ends(recent_owner)]
-    settled = _settled(recent["ts_ms"], recent_owner, newest_ms - late_ms, RECENT_TRANSITIONS)
-    # The instant of a settled transition is settled as a whole.
-    newest = settled[last]
-    settled = np.repeat(newest, np.diff(last, prepend=-1))
     new = states["known_ms"] >= first_new[state_owner]
     rows = np.concatenate((base[corrected], states[new]))
     row_owner = np.concatenate((corrected, state_owner[new]))
-    positions = np.flatnonzero(newest)[_ends(state_owner[newest])]
-    base[state_owner[positions]] = states[positions]
-    recent, recent_owner = _where(~settled & (recent["count"] != 0), recent, recent_owner)
+
+    newest_ms = base["known_ms"].copy()
+    newest_ms[state_owner[_ends(state_owner)]] = states["known_ms"][_ends(state_owner)]
+    # An instant is settled when the last of its transitions is.
+    settled = _settled(recent["ts_ms"], recent_owner, newest_ms - late_ms, RECENT_TRANSITIONS)[last]
+    newest = np.flatnonzero(settled)[_ends(state_owner[settled])]
+    base[state_owner[newest]] = states[newest]
+    waiting = ~np.repeat(settled, np.diff(last, prepend=-1)) & (recent["count"] != 0)
+    recent, recent_owner = _where(waiting, recent, recent_owner)
     return _Changed(
         owner=row_owner,
         ts_ms=rows["known_ms"].copy(),
         states=rows,
         carried=_Carried(states=(base,), recent=recent, owner=recent_owner),
-        transitions=items[:0],
-        transition_owner=owner[:0],
-        late=0,
     )
 
 
@@ -209,6 +208,13 @@ def _in_order(events: Array, owner: Array) -> tuple[Array, Array]:
     events, owner = events[order], owner[order]
     distinct = (np.diff(owner, prepend=-1) != 0) | (np.diff(events["ts_ms"], prepend=-1) != 0)
     return _where(distinct, events, owner)
+
+
+def _first(ts_ms: Array, owner: Array, n: int) -> npt.NDArray[np.int64]:
+    """The first instant of each of n owners; beyond all time for those without."""
+    first = np.full(n, np.iinfo(np.int64).max)
+    np.minimum.at(first, owner, ts_ms)
+    return first
 
 
 def _ends(owner: Array) -> npt.NDArray[np.intp]:

@@ -165,6 +165,8 @@ def _count_days(states: States, last: Array, base: States, items: Array, owner: 
     two running sums (of integers: exact).
     """
     m = len(items)
+    if not m:
+        return
     at, day, urls, failing = _day_changes(items)
     pool, back = np.nonzero(base["urls"])
     pools = np.concatenate((owner[at], pool))
@@ -177,8 +179,8 @@ def _count_days(states: States, last: Array, base: States, items: Array, owner: 
         ),
         axis=1,
     )
-    first_day = day.min(initial=0 if not m else day[0]) - POOL_DAYS
-    days = int(day.max(initial=first_day)) - first_day + 1
+    first_day = int(day.min()) - POOL_DAYS
+    days = int(day.max()) - first_day + 1
 
     def place(pool: Array, day: Array, position: Array | int) -> Array:
         places: Array = (pool * days + (day - first_day)) * (m + 1) + position
