@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from models.training import TrainingReport, train
+from models import dataset, registry
+from models.runs import log_run
+from models.training import TrainingReport, split, train
 from urlhealth.errors import NotEnoughHistory
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
+from urlhealth.prediction.estimators import HealthForecaster
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import (
@@ -112,7 +115,7 @@ def test_flapping_targets_rank_above_steady_ones(trained: Trained) -> None:
 def test_mlflow_has_the_whole_run(trained: Trained) -> None:
     mlflow_client = client(trained.platform)
     version = mlflow_client.get_model_version_by_alias("url-health", "champion")
-    assert version.version == "1"
+    assert str(version.version) == "1"
     run = mlflow_client.get_run(version.run_id)
     assert run.data.params["rows_train"].isdigit()
     for output in PROBABILITIES:
@@ -183,6 +186,39 @@ def test_a_model_that_is_not_better_stays_a_challenger(trained: Trained, capfd: 
     assert {alias: str(version) for alias, version in aliases.items()} == {"champion": "1", "challenger": again.version}
     assert capfd.readouterr() == ("", "")
     assert os.environ.get("MLFLOW_TRACKING_URI") == before
+
+
+def rows_of(platform: Platform) -> dataset.Dataset:
+    history = dataset.read_history(platform.crawl)
+    known_for_s = platform.settings.known_for_s
+    rng = np.random.default_rng(1)
+    return dataset.build(platform.features.feast(), history, known_for_s=known_for_s, max_rows=1_000, rng=rng)
+
+
+def test_vectors_from_feast_are_of_the_instants_that_labels_are_of(trained: Trained) -> None:
+    rows = rows_of(trained.platform)
+    assert 900 < len(rows) <= 1_000
+    state = rows.X[:, names(VECTOR).index("failing_now")]
+    np.testing.assert_array_equal(state, rows.failing)
+    assert 0 < state.mean() < 1
+
+
+def test_a_better_model_would_replace_the_champion_but_not_unasked(trained: Trained) -> None:
+    platform = trained.platform
+    learn, test, test_from_ms = split(rows_of(platform))
+    weak = HealthForecaster(state_feature="failing_now", use=(), boosted=False)
+    weak.fit(learn.X, learn.Y, feature_names=names(VECTOR))
+    with registry.tracking(platform.settings) as mlflow_client:
+        predictions = {"model": weak.predict_proba(test.X)}
+        tags = {"test_from_ms": str(test_from_ms)}
+        version = log_run(weak, predictions, learn, test, params={}, tags=tags)
+        registry.promote(mlflow_client, version)
+    report = train(platform, promote=False, report=lambda _: None)
+    assert not report.promoted
+    assert "would be promoted" in report.reason
+    assert f"better than version {version}" in report.reason
+    aliases = client(platform).get_registered_model("url-health").aliases
+    assert {alias: str(each) for alias, each in aliases.items()} == {"champion": version, "challenger": report.version}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from urlhealth.features import vector
 from urlhealth.features.advance import RECENT_VERDICTS, Advanced, advance
 from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, STATE_VIEWS, URL_STATE, VECTOR, describe
 from urlhealth.features.columns import StateView, names
-from urlhealth.features.decay import HALF_LIVES_H, HOUR_MS, decay
+from urlhealth.features.decay import DAY_MS, HALF_LIVES_H, HOUR_MS, decay
 from urlhealth.features.pools import decayed_cumsum
+from urlhealth.features.views import POOL_DAYS
 
 KNOWN_FOR_S = 172_800.0
 
@@ -167,7 +168,9 @@ def test_a_pool_takes_back_what_a_duplicate_with_a_lower_id_contradicts() -> Non
 
 
 @pytest.mark.parametrize("size", [37, 1000, 5000])
-def test_pools_are_the_sums_of_their_urls(size: int) -> None:
+@pytest.mark.parametrize("step_ms", [97_000, 800], ids=["days", "more than is kept"])
+@pytest.mark.parametrize("order", ["ts_ms", "target"])
+def test_pools_are_the_sums_of_their_urls(size: int, step_ms: int, order: str) -> None:
     rng = np.random.default_rng(4)
     probes = [
         Probe(
@@ -175,11 +178,14 @@ def test_pools_are_the_sums_of_their_urls(size: int) -> None:
             target=f"https://h{u % 3}.example/{u}",
             host=f"h{u % 3}.example",
             group="one",
-            ts_ms=START_MS + i * 97_000,
+            ts_ms=START_MS + i // 4 * step_ms * 4,
             health=int(rng.random() > 0.3),
         )
-        for i, u in enumerate(rng.integers(0, 20, 3000))
+        # Four URLs at each instant.
+        for i, u in enumerate(4 * rng.integers(0, 5, 3000) + np.arange(3000) % 4)
     ]
+    # By target: one URL after the other, so that most transitions are long past for their pool.
+    probes = sorted(probes, key=lambda p: (getattr(p, order), p.ts_ms))
     table, _ = run([probes[i : i + size] for i in range(0, len(probes), size)])
     urls = {key: rows for (view, key), rows in table.items() if view == "url_state"}
     for view, prefix in (("host_state", "h1.example"), ("group_state", "one")):
@@ -191,8 +197,52 @@ def test_pools_are_the_sums_of_their_urls(size: int) -> None:
         for name in ("onsets", "up_hours", "failing_hours"):
             total = (np.stack([m[name] for m in members]) * decay(ages)).sum(axis=0)
             np.testing.assert_allclose(pool[f"{entity}_{name}"], total, rtol=1e-9)
-        assert pool[f"{entity}_urls"].sum() == len(members)
-        assert pool[f"{entity}_urls_failing"].sum() == sum(m["failing"] for m in members)
+        days = [ts_ms // DAY_MS - m["known_ms"] // DAY_MS for m in members]
+        failing = [day for day, m in zip(days, members, strict=True) if m["failing"]]
+        assert pool[f"{entity}_urls"].tolist() == [days.count(k) for k in range(POOL_DAYS)]
+        assert pool[f"{entity}_urls_failing"].tolist() == [failing.count(k) for k in range(POOL_DAYS)]
+
+
+def test_a_verdict_long_past_for_its_pool_is_counted_on_its_own_day() -> None:
+    """One URL is filed until today, then the other, last seen two days ago, which a third verdict moves on."""
+    today = steady(1)[0]
+    others = [
+        replace(today, target=TARGETS[1][0], probe_id=10 + k, ts_ms=today.ts_ms - back * DAY_MS, health=0)
+        for k, back in enumerate((3, 2))
+    ]
+    table, _ = run([[today], others])
+    pool = table["group_state", today.group][today.ts_ms]
+    assert pool["group_urls"].tolist() == [1, 0, 1]
+    assert pool["group_urls_failing"].tolist() == [0, 0, 1]
+
+
+def test_onsets_are_counted_once_for_each_span_of_hours_and_each_day() -> None:
+    """Onsets at 10:05, 10:20 and 12:10 on one Thursday, and at 10:10 on the next."""
+    day = START_MS // DAY_MS * DAY_MS
+    url, host, group = TARGETS[0]
+    minutes = [(0, 1), (605, 0), (610, 1), (620, 0), (625, 1), (730, 0), (735, 1)]
+    minutes += [(1440 * d, 1) for d in range(1, 8)] + [(7 * 1440 + 610, 0)]
+    table, _ = run(
+        [
+            [
+                Probe(probe_id=i, target=url, host=host, group=group, ts_ms=day + minute * 60_000, health=health)
+                for i, (minute, health) in enumerate(minutes)
+            ]
+        ]
+    )
+    state = table["url_state", url][day + (7 * 1440 + 610) * 60_000]
+    week = 2 ** -((7 * 24 + 5 / 60) / 720), 2 ** -((7 * 24 - 2) / 720)  # what is left of the onsets of 10:05 and 12:10
+    spans = state["onset_windows_1h"]
+    assert spans[[9, 11]].tolist() == [0, 0]
+    assert spans[[10, 12]] == pytest.approx([1 + week[0], week[1]])
+    # Spans of 6 h from 05:00 to 10:00 on have the onset of 10:05 first, those from 11:00 and 12:00 on that of 12:10.
+    expected = np.zeros(24)
+    expected[5:11] = 1 + week[0]
+    expected[11:13] = week[1]
+    np.testing.assert_allclose(state["onset_windows_6h"], expected, rtol=1e-6)
+    thursday = 3
+    assert state["weekday_onsets"][thursday] == pytest.approx(1 + 2 ** -((7 * 24 + 5 / 60) / 2160))
+    assert state["weekday_onsets"].sum() == state["weekday_onsets"][thursday]
 
 
 def test_decayed_running_sums_hold_over_many_blocks_and_runs() -> None:
