@@ -375,6 +375,7 @@ class Check(BaseModel):
     ok: bool
     detail: str
     advice: str | None
+    needed: bool = Field(description="Whether the platform is not ready without it.")
 
 
 class Live(BaseModel):
@@ -393,6 +394,6 @@ class Ready(BaseModel):
     def of(cls, checks: list[Any]) -> Self:
         """The platform's checks as a reply."""
         return cls(
-            status="ready" if all(check.ok for check in checks) else "not ready",
+            status="ready" if all(check.ok for check in checks if check.needed) else "not ready",
             checks=[Check.model_validate(check, from_attributes=True) for check in checks],
         )

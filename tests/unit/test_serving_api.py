@@ -323,7 +323,7 @@ class TestOperations:
     def test_live(self, http: TestClient) -> None:
         assert http.get("/health/live").json() == {"status": "live"}
 
-    def test_ready_says_what_is_missing(self, http: TestClient) -> None:
+    def test_it_is_not_ready_before_it_looked_for_a_model(self, http: TestClient) -> None:
         reply = http.get("/health/ready")
         assert reply.status_code == 503
         bad = [check for check in reply.json()["checks"] if not check["ok"]]
