@@ -7,6 +7,8 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from urlhealth.errors import StoreUnavailable
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import CHAMPION, MODEL_NAME
@@ -31,28 +33,35 @@ def tracking(settings: Settings) -> Iterator["MlflowClient"]:
         StoreUnavailable: the store cannot be opened.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
-    uri = settings.resolved_tracking_uri
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        mlflow.set_tracking_uri(uri)
         try:
-            client = mlflow.MlflowClient()
-            if client.get_experiment_by_name(EXPERIMENT) is None:
-                embedded = not settings.mlflow_tracking_uri
-                client.create_experiment(EXPERIMENT, settings.mlflow_artifacts.as_uri() if embedded else None)
-        except MlflowException as error:
-            raise StoreUnavailable(
-                f"the MLflow store {uri} cannot be used ({error}): see MLFLOW_TRACKING_URI and URLHEALTH_HOME"
-            ) from error
-        try:
-            yield client
+            yield _opened(settings)
         finally:
             mlflow.set_tracking_uri(before)
+
+
+def _opened(settings: Settings) -> "MlflowClient":
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = settings.resolved_tracking_uri
+    try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient()
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            embedded = not settings.mlflow_tracking_uri
+            client.create_experiment(EXPERIMENT, settings.mlflow_artifacts.as_uri() if embedded else None)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreUnavailable(
+            f"the MLflow store {uri} cannot be used ({reason}): see MLFLOW_TRACKING_URI and URLHEALTH_HOME"
+        ) from error
+    return client
 
 
 def champion(client: "MlflowClient") -> "ModelVersion | None":

@@ -1,11 +1,13 @@
-"""The README's commands do what it says, as they are written there."""
+"""The README's commands do what it says, as they are written there, on a web and a port of the test's own."""
 
+import json
 import re
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.acceptance.conftest import CountingWeb
 from tests.support import environment, platform_process, run
 from urlhealth.settings import ROOT
 
@@ -24,16 +26,19 @@ def test_the_make_targets_that_it_names_are_there(tmp_path: Path) -> None:
     run("make", "--dry-run", *sorted(targets), env=environment(tmp_path))
 
 
-def test_the_commands_work_beside_a_running_platform(tmp_path: Path) -> None:
+def test_the_commands_work_beside_a_running_platform(tmp_path: Path, counting_web: CountingWeb) -> None:
     commands = [block for block in blocks("sh") if not block.startswith("make")]
     assert len(commands) == 2
     with platform_process(tmp_path) as (api, _):
         for block in commands:
-            shown = run("bash", "-euxc", block.replace(ADDRESS, api.url), env=environment(tmp_path))
+            here = block.replace(ADDRESS, api.url)
+            here = re.sub(r"https://example\.(com|org)[\w/]*", lambda match: counting_web.url(f"/{match[1]}"), here)
+            shown = run("bash", "-euxc", here, env=environment(tmp_path))
             assert '"status":422' not in shown.stdout
         tasks = api.http.get("/api/v1/tasks").json()["items"]
         assert [task["total"] for task in tasks] == [1, 2]
         assert len(api.http.get("/api/v1/monitors").json()["items"]) == 1
+        assert {"/com", "/org"} <= set(counting_web.requests)
         for page in re.findall(rf"<{ADDRESS}(/\w*)>", README):
             assert api.http.get(page).status_code == 200
 
@@ -49,8 +54,6 @@ def test_without_history_training_and_predicting_say_what_is_missing(tmp_path: P
 
 
 def test_the_reply_that_it_shows_has_the_shape_of_today(tmp_path: Path) -> None:
-    import json
-
     (reply,) = blocks("json")
     shown = json.loads(reply)["items"][0]
     with platform_process(tmp_path) as (api, _):

@@ -66,7 +66,12 @@ def with_model(bento: Api, home: Path, forecaster: HealthForecaster) -> Api:
             pip_requirements=["numpy"],
         )
         promote(client, str(info.registered_model_version))
-    wait_until(lambda: bento.http.get("/health/ready").status_code == 200, timeout_s=30, what="the service to be ready")
+
+    def loaded() -> bool:
+        checks = bento.http.get("/health/ready").json()["checks"]
+        return all(check["ok"] for check in checks)
+
+    wait_until(loaded, timeout_s=30, what="the service to load the champion")
     return bento
 
 

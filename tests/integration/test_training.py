@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from models import dataset, registry
 from models.runs import log_run
 from models.training import TrainingReport, split, train
-from urlhealth.errors import NotEnoughHistory
+from urlhealth.errors import NotEnoughHistory, StoreUnavailable
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
@@ -233,3 +233,16 @@ def test_what_cannot_be_learnt_from_is_said(tmp_path: Path, days: float, up_h: f
     probes = past("https://one.example/", days=days, seed=1, up_h=up_h)
     with platform_with(tmp_path, probes) as platform, pytest.raises(NotEnoughHistory, match=message):
         train(platform, report=lambda _: None)
+
+
+@pytest.mark.parametrize("obstacle", ["mlflow", "mlflow/mlflow.db"])
+def test_an_mlflow_store_that_cannot_be_opened_is_said(tmp_path: Path, obstacle: str) -> None:
+    (tmp_path / obstacle).parent.mkdir(exist_ok=True)
+    (tmp_path / obstacle).write_bytes(b"no database" * 100)
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    with (
+        pytest.raises(StoreUnavailable, match=r"MLflow store sqlite:.* cannot be used .*MLFLOW_TRACKING_URI"),
+        registry.tracking(Settings(home=tmp_path, mlflow_tracking_uri="")),
+    ):
+        pass
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
