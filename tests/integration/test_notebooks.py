@@ -1,0 +1,40 @@
+"""The notebooks run from top to bottom in a real kernel, leave nothing behind, and are kept without outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.support import ROOT, environment
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert code
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+
+
+def test_the_tour_does_the_whole_job(tmp_path: Path) -> None:
+    temporary, cwd, home = (tmp_path / name for name in ("temporary", "cwd", "home"))
+    temporary.mkdir()
+    cwd.mkdir()
+    notebook = nbformat.read(ROOT / "notebooks" / "00_tour.ipynb", as_version=4)
+    env = environment(home, TMPDIR=str(temporary), IPYTHONDIR=str(tmp_path / "ipython"), MPLCONFIGDIR=str(tmp_path))
+    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(cwd)}}).execute(env=env)
+
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+    assert "".join(output.text for output in code[-1].outputs).splitlines() == [
+        "flapping rank above steady: True",
+        "everything stopped: True",
+    ]
+    shown = {kind for cell in code for output in cell.outputs for kind in output.get("data", ())}
+    assert {"text/html", "image/png"} <= shown
+    assert not home.exists()
+    assert not [*cwd.iterdir()]
+    # Feast itself leaves an empty folder of metrics behind.
+    assert not [path for path in temporary.iterdir() if not path.name.startswith("feast_metrics_")]
