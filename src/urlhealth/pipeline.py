@@ -3,7 +3,8 @@
 This is the page to read first. A stored probe is the record from which all else can be rebuilt, so the pipeline keeps
 only a position: the last probe that its state has seen. Position and state are saved in one transaction, after the
 Feast rows are written. A crash in between repeats the batch: its segment has the same name and replaces the first, and
-the online store takes no row that is older than what it has. So nothing is counted twice or skipped.
+the online store takes no row that is older than what it has. So a crash counts nothing twice and skips nothing. (A
+writer that stalls past its lease is only stopped at the save: its segment may replace the new writer's.)
 """
 
 import numpy as np
