@@ -6,7 +6,7 @@ seconds end in ``_s``, in hours in ``_h``.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Generic, Protocol, TypeVar
@@ -171,6 +171,7 @@ class ProbeRequest:
 
     target: Target
     options: ProbeOptions = DEFAULT_OPTIONS
+    owner: str = LOCAL_OWNER
     task_id: str | None = None
     monitor_id: str | None = None
 
@@ -199,6 +200,9 @@ class Dispatcher(Protocol):
 
     def results(self, timeout_s: float) -> list[Probed]:
         """All that is finished; waits up to `timeout_s` for the first. Empty when there was none."""
+
+    def cancel(self, task_ids: Set[str]) -> None:
+        """Drop the requests of these tasks, waiting or under way; returns at once. What is finished still comes."""
 
     def close(self) -> None:
         """Stop; requests under way are dropped."""

@@ -2,20 +2,31 @@
 
 import gzip
 import socket
+import ssl
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import ip_network
 from itertools import pairwise
 from pathlib import Path
 
+import certifi
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from urlhealth.errors import ConfigurationError
 from urlhealth.probing.engine import ProbeEngine
 from urlhealth.probing.guard import AddressGuard
+from urlhealth.probing.transfer import Transfer, TrustedCertificates
 from urlhealth.probing.urls import parse_target
 from urlhealth.vocabulary import Outcome, ProbeOptions, ProbeRequest, ProbeResult
 
@@ -413,6 +424,128 @@ def test_results_wake_as_soon_as_there_is_one_and_when_it_closes(serve: Serve) -
     assert time.monotonic() - started < 5
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit([])
+
+
+def tls(tmp_path: Path, *, curve: str = "prime256v1", ends: bytes = b"361231235959Z") -> Behaviour:
+    """Answers over TLS, agreeing on keys by this curve only, with a self-signed certificate that ends at `ends`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    end = datetime(2036, 12, 31, 23, 59, 59, tzinfo=UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(datetime(2020, 1, 1, tzinfo=UTC)).not_valid_after(end)
+    der = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER).replace(b"361231235959Z", ends)
+    file = tmp_path / f"{curve}.pem"
+    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    file.write_text(file.read_text() + ssl.DER_cert_to_PEM_cert(der))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    context.set_ecdh_curve(curve)
+
+    def behave(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            say(OK)(secured)
+
+    return behave
+
+
+UNCHECKED = replace(QUICK, verify_tls=False)
+
+
+@pytest.mark.parametrize("curve", ["X25519", "prime256v1", "secp384r1", "secp521r1"])
+def test_servers_that_know_one_curve_only_are_understood(
+    engine: ProbeEngine, serve: Serve, tmp_path: Path, curve: str
+) -> None:
+    result = probe(engine, f"https://127.0.0.1:{serve(tls(tmp_path, curve=curve))}/", UNCHECKED)
+    assert (result.outcome, result.cert_expires_ms) == (Outcome.OK, 2_114_380_799_000), result
+
+
+def test_a_certificate_whose_end_cannot_be_read_has_none(engine: ProbeEngine, serve: Serve, tmp_path: Path) -> None:
+    result = probe(engine, f"https://127.0.0.1:{serve(tls(tmp_path, ends=b'361331999999Z'))}/", UNCHECKED)
+    assert (result.outcome, result.cert_expires_ms) == (Outcome.OK, None), result
+    assert not engine.failed
+
+
+def test_an_answer_that_nobody_thought_of_is_a_result_and_ends_nothing(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(per_host=1)
+    url = f"http://127.0.0.1:{serve(say(OK))}/"
+    try:
+        with monkeypatch.context() as broken:
+            broken.setattr(Transfer, "_verdict", lambda *_: 1 / 0)
+            result = probe(engine, url)
+        after = probe(engine, url)
+    finally:
+        engine.close()
+    assert (result.outcome, result.error) == (Outcome.PROTOCOL, "the answer cannot be read: division by zero")
+    assert after.outcome is Outcome.OK
+
+
+def test_a_defect_of_the_engine_is_told_to_whoever_waits_and_whoever_asks(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine()
+    monkeypatch.setattr(Transfer, "begin", lambda *_, **__: 1 / 0)
+    assert not engine.failed
+    engine.submit([ProbeRequest(target=parse_target(f"http://127.0.0.1:{serve(say(OK))}/"))])
+    with pytest.raises(RuntimeError, match="the probing engine has failed"):
+        engine.results(5.0)
+    assert engine.failed
+    engine.close()
+
+
+def test_cancelled_tasks_are_dropped_wherever_they_are_and_others_go_on(serve: Serve) -> None:
+    engine = make_engine(concurrency=2, per_host=1)
+    free = engine.capacity
+    began = threading.Semaphore(0)
+
+    def stall(connection: socket.socket) -> None:
+        began.release()
+        hang(connection)
+
+    stalling, good = serve(stall), serve(say(OK))
+    patient = ProbeOptions()
+
+    def request(url: str, task_id: str | None) -> ProbeRequest:
+        return ProbeRequest(target=parse_target(url), task_id=task_id, options=patient)
+
+    try:
+        # Two under way, one held for its host, one that waits for a slot.
+        stalled = [f"http://a.localhost:{stalling}/", f"http://b.localhost:{stalling}/"]
+        engine.submit([request(stalled[0], "gone"), request(stalled[1], "gone"), request(stalled[0], "gone")])
+        engine.submit([request(f"http://c.localhost:{good}/", "kept"), request(f"http://d.localhost:{good}/", None)])
+        assert began.acquire(timeout=5)
+        assert began.acquire(timeout=5)
+        assert engine.capacity == free - 5
+        engine.cancel({"gone", "never known"})
+        found: list[str | None] = []
+        while len(found) < 2:
+            batch = engine.results(5.0)
+            assert batch, "results are missing"
+            found += [probed.request.task_id for probed in batch]
+        assert set(found) == {"kept", None}
+        assert engine.capacity == free
+        engine.submit([request(f"http://a.localhost:{good}/", "next")])
+        assert [probed.request.task_id for probed in engine.results(5.0)] == ["next"]
+    finally:
+        engine.close()
+
+
+def test_trusted_certificates_leave_nothing_behind(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    for ca_file in (None, Path(certifi.where())):
+        trusted = TrustedCertificates(ca_file)
+        assert Path(trusted.path).stat().st_size > 0
+        engine = make_engine(ca_file=ca_file)
+        result = probe(engine, f"https://127.0.0.1:{serve(tls(tmp_path))}/")
+        assert (result.outcome, list(folder.iterdir())) == (Outcome.TLS, [])
+        assert "certificate is not trusted" in (result.error or "")
+        engine.close()
+        trusted.close()
 
 
 def test_certificates_to_trust_must_be_some(tmp_path: Path) -> None:

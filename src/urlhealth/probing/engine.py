@@ -5,19 +5,17 @@ A probe's clock starts when libcurl takes it, so that waiting in our own queue i
 """
 
 import logging
-import tempfile
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Final
 
 import pycurl
 
-from urlhealth.errors import ConfigurationError
 from urlhealth.probing.guard import AddressGuard
-from urlhealth.probing.transfer import Transfer, ca_bundle
-from urlhealth.vocabulary import Clock, Outcome, Probed, ProbeRequest, ProbeResult, system_clock
+from urlhealth.probing.transfer import Transfer, TrustedCertificates
+from urlhealth.vocabulary import Clock, Probed, ProbeRequest, system_clock
 
 #: Requests that may wait here for each that is under way, so that it never runs dry between two turns of a caller.
 _QUEUED_PER_SLOT: Final = 4
@@ -62,17 +60,13 @@ class ProbeEngine:
         self._user_agent = user_agent
         self._guard = guard
         self._clock = clock
-        self._folder = tempfile.TemporaryDirectory(prefix="urlhealth-ca-")
-        try:
-            self._ca_bundle = ca_bundle(ca_file, Path(self._folder.name))
-        except ConfigurationError:
-            self._folder.cleanup()
-            raise
+        self._trusted = TrustedCertificates(ca_file)
 
         # Shared with callers, under the lock.
         self._lock = threading.Condition()
         self._submitted: deque[ProbeRequest] = deque()
         self._finished: list[Probed] = []
+        self._cancelled: set[str] = set()
         self._unfinished = 0
         self._closing = False
         self._failure: BaseException | None = None
@@ -92,6 +86,12 @@ class ProbeEngine:
         """How many more requests it can take now; results that nobody has fetched take room too."""
         with self._lock:
             return max(0, self._concurrency * (1 + _QUEUED_PER_SLOT) - self._unfinished)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the engine's own thread has ended by a defect: it takes and gives nothing any more; make another."""
+        with self._lock:
+            return self._failure is not None
 
     def submit(self, requests: Sequence[ProbeRequest]) -> None:
         """Take requests; returns at once."""
@@ -116,13 +116,19 @@ class ProbeEngine:
             self._unfinished -= len(finished)
             return finished
 
+    def cancel(self, task_ids: Set[str]) -> None:
+        """Drop the requests of these tasks, waiting or under way; returns at once. What is finished still comes."""
+        with self._lock:
+            self._cancelled |= task_ids
+            self._lock.notify_all()
+
     def close(self) -> None:
         """Stop; requests under way are dropped."""
         with self._lock:
             self._closing = True
             self._lock.notify_all()
         self._thread.join()
-        self._folder.cleanup()
+        self._trusted.close()
 
     def _run(self) -> None:
         try:
@@ -144,10 +150,30 @@ class ProbeEngine:
     def _take(self) -> bool:
         """Move what was submitted into the loop; sleeps while there is nothing to do. False when closing."""
         with self._lock:
-            self._lock.wait_for(lambda: self._submitted or self._ready or self._active or self._closing)
+            self._lock.wait_for(
+                lambda: self._submitted or self._ready or self._active or self._cancelled or self._closing
+            )
             self._ready.extend(self._submitted)
             self._submitted.clear()
+            if self._cancelled:
+                self._unfinished -= self._drop(self._cancelled)
+                self._cancelled.clear()
             return not self._closing
+
+    def _drop(self, task_ids: Set[str]) -> int:
+        """Forget the requests of these tasks; returns how many there were."""
+        waiting = (self._ready, *self._held.values())
+        dropped = sum(map(len, waiting))
+        for requests in waiting:
+            kept = [request for request in requests if request.task_id not in task_ids]
+            requests.clear()
+            requests.extend(kept)
+        self._held = {host: requests for host, requests in self._held.items() if requests}
+        dropped -= sum(map(len, (self._ready, *self._held.values())))
+        for curl in [curl for curl, transfer in self._active.items() if transfer.request.task_id in task_ids]:
+            self._retire(curl)
+            dropped += 1
+        return dropped
 
     def _start(self) -> None:
         """Begin as many probes as the limits allow."""
@@ -167,14 +193,14 @@ class ProbeEngine:
                 self._multi.add_handle(transfer.curl)
             except (pycurl.error, ValueError) as error:
                 self._idle.append(transfer)
-                unstarted.append(_unstarted(request, ts_ms, error))
+                unstarted.append(Probed(request=request, result=transfer.unrequestable(error)))
                 continue
             self._busy[host] = busy + 1
             self._active[transfer.curl] = transfer
         self._deliver(unstarted)
 
     def _new_transfer(self) -> Transfer:
-        return Transfer(user_agent=self._user_agent, guard=self._guard, ca_bundle=self._ca_bundle)
+        return Transfer(user_agent=self._user_agent, guard=self._guard, trusted=self._trusted)
 
     def _perform(self) -> None:
         """Let libcurl work, and file what has finished."""
@@ -194,13 +220,23 @@ class ProbeEngine:
             self._multi.select(_WAIT_S)
 
     def _finish(self, curl: pycurl.Curl, code: int, message: str) -> Probed:
-        transfer = self._active.pop(curl)
+        transfer = self._active[curl]
         request = transfer.request
-        probed = Probed(request=request, result=transfer.result(code, message))
+        try:
+            result = transfer.result(code, message)
+        except Exception as error:
+            # A server may send what nobody thought of, and must not end the thread by it.
+            _log.exception("the answer of %s cannot be read", request.target.url)
+            result = transfer.unreadable(error)
+        self._retire(curl)
+        return Probed(request=request, result=result)
+
+    def _retire(self, curl: pycurl.Curl) -> None:
+        """Take a transfer out of the loop, finished or not."""
+        transfer = self._active.pop(curl)
         self._multi.remove_handle(curl)
         self._idle.append(transfer)
-        self._release(request.target.host)
-        return probed
+        self._release(transfer.request.target.host)
 
     def _release(self, host: str) -> None:
         """One probe of a host less; the next that waited for it comes first."""
@@ -217,10 +253,3 @@ class ProbeEngine:
             with self._lock:
                 self._finished.extend(finished)
                 self._lock.notify_all()
-
-
-def _unstarted(request: ProbeRequest, ts_ms: int, error: Exception) -> Probed:
-    """The result of a request that libcurl would not take."""
-    words = f"the URL cannot be requested: {error}"
-    result = ProbeResult(target=request.target.key, ts_ms=ts_ms, outcome=Outcome.PROTOCOL, error=words)
-    return Probed(request=request, result=result)

@@ -46,7 +46,46 @@ _HTTP_VERSIONS: Final = {
     pycurl.CURL_HTTP_VERSION_2_0: "2",
     pycurl.CURL_HTTP_VERSION_3: "3",
 }
+#: OpenSSL's own list costs a fifth of the CPU: it makes keys for several. Ours makes one, for X25519, and another only
+#: for a server that does not have it.
+_CURVES: Final = "X25519:P-256:P-384:P-521"
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+
+
+class TrustedCertificates:
+    """The certificates to trust: this machine's, or certifi's where it has none, and those of a file."""
+
+    def __init__(self, ca_file: Path | None = None) -> None:
+        """
+        Raises:
+            ConfigurationError: `ca_file` cannot be read, or holds no certificates.
+        """
+        trusted = ssl.get_default_verify_paths().cafile
+        if trusted is None:
+            import certifi
+
+            trusted = certifi.where()
+        #: File that libcurl reads them from.
+        self.path = trusted
+        self._descriptor: int | None = None
+        if ca_file is None:
+            return
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+        except OSError as error:
+            raise ConfigurationError(f"no certificates can be read from {ca_file}: {error.strerror}") from error
+        # One file, because libcurl keeps parsed certificates from one connection to the next only if they come from
+        # one; in memory, so that nothing is left behind, however the process ends.
+        self._descriptor = os.memfd_create("urlhealth-ca")
+        with open(self._descriptor, "wb", closefd=False) as bundle:
+            bundle.write(Path(trusted).read_bytes() + b"\n" + ca_file.read_bytes())
+        self.path = f"/proc/self/fd/{self._descriptor}"
+
+    def close(self) -> None:
+        """Give the memory back; `path` may no longer be used."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 class _Socket(socket.socket):
@@ -59,7 +98,7 @@ class _Socket(socket.socket):
 class Transfer:
     """A libcurl handle, used for one probe after another, and the probe that is on it now."""
 
-    def __init__(self, *, user_agent: str, guard: AddressGuard, ca_bundle: str) -> None:
+    def __init__(self, *, user_agent: str, guard: AddressGuard, trusted: TrustedCertificates) -> None:
         self._guard = guard
         self._options: ProbeOptions | None = None
         self.curl = curl = pycurl.Curl()
@@ -78,9 +117,9 @@ class Transfer:
         curl.setopt(pycurl.SSL_SESSIONID_CACHE, 0)
         # libcurl walks its whole DNS cache at each transfer, which is most of the CPU when hosts are many.
         curl.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
-        curl.setopt(pycurl.CAINFO, ca_bundle)
+        curl.setopt(pycurl.CAINFO, trusted.path)
         curl.setopt(pycurl.OPT_CERTINFO, 1)
-        curl.setopt(pycurl.SSL_EC_CURVES, "X25519:P-256")
+        curl.setopt(pycurl.SSL_EC_CURVES, _CURVES)
         curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
         curl.setopt(pycurl.WRITEFUNCTION, self._write)
 
@@ -174,6 +213,18 @@ class Transfer:
             error=error,
         )
 
+    def unrequestable(self, error: Exception) -> ProbeResult:
+        """The result of a request that libcurl would not take."""
+        return self._failed(f"the URL cannot be requested: {error}")
+
+    def unreadable(self, error: Exception) -> ProbeResult:
+        """The result of a probe whose `result` could not be made."""
+        return self._failed(f"the answer cannot be read: {printable(str(error))}")
+
+    def _failed(self, words: str) -> ProbeResult:
+        key = self.request.target.key
+        return ProbeResult(target=key, ts_ms=self._ts_ms, outcome=Outcome.PROTOCOL, error=words)
+
     def _verdict(self, code: int, message: str, status: int | None) -> tuple[Outcome, str | None]:
         """The outcome, and what went wrong in words."""
         if code == pycurl.E_OK:
@@ -210,7 +261,10 @@ class Transfer:
     def _cert_expires_ms(self) -> int | None:
         for name, value in next(iter(self.curl.getinfo_raw(pycurl.INFO_CERTINFO)), ()):
             if name == b"Expire date":
-                return ssl.cert_time_to_seconds(value.decode()) * 1000
+                try:
+                    return ssl.cert_time_to_seconds(value.decode()) * 1000
+                except ValueError:
+                    return None  # "Bad time value": whoever made the certificate can write anything there
         return None
 
     def close(self) -> None:
@@ -230,28 +284,3 @@ def judge_status(status: int | None) -> tuple[Outcome, str | None]:
 def printable(message: str) -> str:
     """A message of libcurl without the undecodable bytes that a server may have put into it."""
     return message.encode(errors="surrogateescape").decode(errors="replace")
-
-
-def ca_bundle(ca_file: Path | None, folder: Path) -> str:
-    """Path of one file with all certificates to trust: this machine's, or certifi's where it has none, and `ca_file`'s.
-
-    One file, because libcurl keeps parsed certificates from one connection to the next only if they come from one.
-    It is written to `folder` if there is a `ca_file`.
-
-    Raises:
-        ConfigurationError: `ca_file` cannot be read, or holds no certificates.
-    """
-    trusted = ssl.get_default_verify_paths().cafile
-    if trusted is None:
-        import certifi
-
-        trusted = certifi.where()
-    if ca_file is None:
-        return trusted
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
-    except OSError as error:
-        raise ConfigurationError(f"no certificates can be read from {ca_file}: {error.strerror}") from error
-    bundle = folder / "trusted.pem"
-    bundle.write_bytes(Path(trusted).read_bytes() + b"\n" + ca_file.read_bytes())
-    return str(bundle)
