@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Annotated, Final, Generic, Literal, Protocol, TypeVar
+
+from annotated_types import Interval, Len, MaxLen
 
 #: Whose data it is, until there are accounts.
 LOCAL_OWNER: Final = "local"
@@ -91,18 +93,51 @@ class ProbeSource(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeOptions:
-    """What can change a probe's verdict. Only probes with the default options feed features."""
+    """How to probe, and what can change a probe's verdict. Only probes with the default options feed features.
+
+    The fields are JSON: `ProbeOptions(**json)` is the inverse of `dataclasses.asdict`. Limits are in the annotations;
+    `probing.options.parse_options` checks them.
+    """
 
     #: Time to wait for DNS, TCP and TLS together.
-    connect_timeout_s: float = 5.0
+    connect_timeout_s: Annotated[float, Interval(gt=0, le=120)] = 5.0
     #: Time to wait for everything.
-    timeout_s: float = 10.0
+    timeout_s: Annotated[float, Interval(gt=0, le=300)] = 10.0
     #: Redirects to follow before the verdict is `too_many_redirects`.
-    max_redirects: int = 10
+    max_redirects: Annotated[int, Interval(ge=0, le=50)] = 10
     #: Body bytes to read before the verdict is `too_large`.
-    max_bytes: int = 10 * 1024 * 1024
+    max_bytes: Annotated[int, Interval(ge=1, le=1 << 30)] = 10 * 1024 * 1024
     #: Whether the certificate and its name are checked.
     verify_tls: bool = True
+    #: `HEAD` asks for no body.
+    method: Literal["GET", "HEAD"] = "GET"
+    #: Header fields to send, as pairs of name and value.
+    headers: Annotated[tuple[tuple[str, str], ...], MaxLen(50)] = field(default=(), repr=False)
+    #: "user:password". Like `bearer_token`, never sent to another host that a redirect leads to.
+    basic_auth: str | None = field(default=None, repr=False)
+    bearer_token: str | None = field(default=None, repr=False)
+    #: URL of a proxy: http, https, socks5 or socks5h. It is the proxy's address that the address guard judges then.
+    proxy: str | None = field(default=None, repr=False)
+    #: The addresses of a name to use.
+    ip_family: Literal["any", "ipv4", "ipv6"] = "any"
+    #: "auto" offers 1.1 and 2; "2" and "3" must be what the answer comes by.
+    http_version: Literal["auto", "1.1", "2", "3"] = "auto"
+    #: Statuses that are `ok`; empty: all below 400.
+    expected_statuses: Annotated[tuple[Annotated[int, Interval(ge=200, le=599)], ...], MaxLen(100)] = ()
+    #: What the first MiB of the body must have in it: a text, a match (RE2), a node (JSONPath).
+    body_contains: Annotated[str, Len(1, 10_000)] | None = None
+    body_regex: Annotated[str, Len(1, 1_000)] | None = None
+    body_jsonpath: Annotated[str, Len(1, 1_000)] | None = None
+    #: Attempts after a failed one, each after a pause twice as long as the one before.
+    retries: Annotated[int, Interval(ge=0, le=10)] = 0
+    retry_delay_s: Annotated[float, Interval(gt=0, le=60)] = 1.0
+    #: Whether the site's robots.txt is asked first, and obeyed.
+    robots: bool = False
+
+    def __post_init__(self) -> None:
+        """What JSON made a list of is a tuple again."""
+        object.__setattr__(self, "headers", tuple((name, value) for name, value in self.headers))
+        object.__setattr__(self, "expected_statuses", tuple(self.expected_statuses))
 
 
 DEFAULT_OPTIONS: Final = ProbeOptions()
@@ -125,6 +160,21 @@ class Target:
     def key(self) -> str:
         """The value of the Feast entity `url`."""
         return self.url if self.name is None else f"{self.url}#{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One of several attempts of a probe; the fields mean what they mean in `ProbeResult`."""
+
+    ts_ms: int
+    outcome: Outcome
+    status_code: int | None = None
+    dns_ms: float | None = None
+    connect_ms: float | None = None
+    tls_ms: float | None = None
+    first_byte_ms: float | None = None
+    total_ms: float | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +213,8 @@ class ProbeResult:
     cert_expires_ms: int | None = None
     #: What went wrong, in words; None for `ok`.
     error: str | None = None
+    #: All attempts in their order, where there was more than one; the result is that of one of them.
+    attempts: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +222,8 @@ class ProbeRequest:
     """One target to probe, with what is needed to file the result under what asked for it."""
 
     target: Target
+    #: The target's number in the store that asks; 0 where none does.
+    target_id: int = 0
     options: ProbeOptions = DEFAULT_OPTIONS
     owner: str = LOCAL_OWNER
     task_id: str | None = None
@@ -198,8 +252,8 @@ class Dispatcher(Protocol):
     def submit(self, requests: Sequence[ProbeRequest]) -> None:
         """Take requests; returns at once."""
 
-    def results(self, timeout_s: float) -> list[Probed]:
-        """All that is finished; waits up to `timeout_s` for the first. Empty when there was none."""
+    def results(self, timeout_s: float, *, at_least: int = 1) -> list[Probed]:
+        """All that is finished; waits up to `timeout_s` for `at_least` of them, or until no more are under way."""
 
     def cancel(self, task_ids: Set[str]) -> None:
         """Drop the requests of these tasks, waiting or under way; returns at once. What is finished still comes."""
@@ -325,6 +379,16 @@ class Prediction:
     model_version: str
     #: Most moving first; empty unless asked for.
     reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """What one request for predictions was answered with, and when: what the prediction log keeps."""
+
+    request_id: str
+    owner: str
+    ts_ms: int
+    predictions: Sequence[Prediction]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

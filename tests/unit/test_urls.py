@@ -55,6 +55,7 @@ def test_a_monitor_names_its_group_and_itself() -> None:
         ("http://example.com:99999/", "not a valid URL"),
         ("two words", "is not a URL"),
         ("http://\ud800/", "not a valid URL"),
+        ("http://example.com/\0", "NUL"),
         ("http://user:secret@example.com/", "leave out what stands before '@'"),
         ("http://user@example.com/", "leave out what stands before '@'"),
         ("http://example.com/" + "a" * MAX_LENGTH, f"{MAX_LENGTH} is the most"),

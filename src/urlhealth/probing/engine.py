@@ -4,31 +4,61 @@ Requests go in through `submit`, wait here while their host or the engine is bus
 A probe's clock starts when libcurl takes it, so that waiting in our own queue is never counted as the target's time.
 """
 
+import heapq
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 import pycurl
 
+from urlhealth.errors import ConfigurationError, InvalidRequest
 from urlhealth.probing.guard import AddressGuard
+from urlhealth.probing.own_network import OwnNetwork
+from urlhealth.probing.politeness import LONGEST_PAUSE_S, Politeness, Turn
+from urlhealth.probing.robots import MOST_BYTES, RobotsFiles, robots_target
 from urlhealth.probing.transfer import Transfer, TrustedCertificates
-from urlhealth.vocabulary import Clock, Probed, ProbeRequest, system_clock
+from urlhealth.probing.urls import parse_target
+from urlhealth.probing.verdict import judge_attempts, may_pass
+from urlhealth.vocabulary import Clock, Outcome, Probed, ProbeOptions, ProbeRequest, ProbeResult, system_clock
 
-#: Requests that may wait here for each that is under way, so that it never runs dry between two turns of a caller.
-_QUEUED_PER_SLOT: Final = 4
 #: pycurl cannot be woken while it waits for sockets: a new request waits for at most this long.
 _WAIT_S: Final = 0.01
 #: Probes begun between two looks at the sockets: more would make the phases of the first among them too long.
 _STARTS_PER_TURN: Final = 16
+#: Results are handed over when there are so many, or so long after the last ones, and at once when nothing is under
+#: way: to wake the other side costs more than to probe.
+_BATCH: Final = 256
+_HAND_OVER_S: Final = 0.005
+#: How often the queue is fitted to the speed, so that it is half a second long: long enough for a caller to come back,
+#: short enough for what comes next not to wait behind slow hosts.
+_FIT_S: Final = 0.25
+_LEAST_QUEUE: Final = 64
+#: Longest that `close` waits for the loop's end.
+_CLOSE_S: Final = 1.0
 
 _log = logging.getLogger(__name__)
 
 
+class _Job:
+    """A request on its way through the engine."""
+
+    __slots__ = ("attempts", "request", "then")
+
+    def __init__(self, request: ProbeRequest, then: Callable[[ProbeResult, bytes], None] | None = None) -> None:
+        self.request = request
+        #: Where the result goes, with the body, if the engine itself has asked.
+        self.then = then
+        #: The attempts that were made, if there may be several.
+        self.attempts: list[ProbeResult] = []
+
+
 class ProbeEngine:
-    """A `Dispatcher` that probes in this process. `submit` and `results` may be called from any thread."""
+    """A `Dispatcher` that probes in this process. `submit`, `results` and `cancel` may be called from any thread."""
 
     def __init__(
         self,
@@ -36,48 +66,69 @@ class ProbeEngine:
         user_agent: str,
         concurrency: int,
         concurrency_per_host: int,
+        rate_per_host: float = 0.0,
         guard: AddressGuard,
         clock: Clock = system_clock,
+        timer: Callable[[], float] = time.monotonic,
         worker_id: str,
         ca_file: Path | None = None,
+        canary: str | None = None,
     ) -> None:
         """
         Args:
             user_agent: the User-Agent header of every probe.
             concurrency: probes under way at once.
             concurrency_per_host: probes under way at once to one host (`Target.host`).
+            rate_per_host: probes begun in a second to one host; 0 is no limit.
             guard: decides at each connect, also after a redirect, whether the address may be used.
             clock: gives `ProbeResult.ts_ms`.
+            timer: seconds that never go back, for what waits.
             worker_id: who does the work, for `CrawlTask.workers`.
             ca_file: certificates (PEM) to trust beside the machine's own.
+            canary: URL that is probed to tell an outage of our own network (`self`) from many hosts that fail; without
+                one, no outage is told.
 
         Raises:
-            ConfigurationError: `ca_file` cannot be read, or holds no certificates.
+            ConfigurationError: `ca_file` cannot be read, or holds no certificates; `canary` is no URL.
         """
         self.worker_id = worker_id
         self._concurrency = concurrency
-        self._concurrency_per_host = concurrency_per_host
         self._user_agent = user_agent
         self._guard = guard
         self._clock = clock
+        self._timer = timer
+        self._canary = _canary_request(canary) if canary else None
         self._trusted = TrustedCertificates(ca_file)
 
         # Shared with callers, under the lock.
         self._lock = threading.Condition()
-        self._submitted: deque[ProbeRequest] = deque()
+        self._submitted: list[ProbeRequest] = []
         self._finished: list[Probed] = []
+        self._wanted = 1
         self._cancelled: set[str] = set()
         self._unfinished = 0
+        self._room = concurrency + max(concurrency, _LEAST_QUEUE)
         self._closing = False
         self._failure: BaseException | None = None
 
         # The loop's own.
         self._multi = pycurl.CurlMulti()
-        self._ready: deque[ProbeRequest] = deque()
-        self._held: dict[str, deque[ProbeRequest]] = {}
-        self._busy: dict[str, int] = {}
-        self._active: dict[pycurl.Curl, Transfer] = {}
+        self._ready: deque[_Job] = deque()
+        self._hosts: Politeness[_Job] = Politeness(
+            concurrency_per_host=concurrency_per_host, rate_per_host=rate_per_host
+        )
+        self._robots = RobotsFiles(user_agent)
+        #: Jobs that wait for a robots.txt, by its URL.
+        self._for_robots: dict[str, list[_Job]] = {}
+        #: Jobs that are tried again: when, a tie-break, which.
+        self._later: list[tuple[float, int, _Job]] = []
+        self._tie = count()
+        self._network = OwnNetwork() if self._canary else None
+        self._active: dict[pycurl.Curl, tuple[Transfer, _Job]] = {}
         self._idle: list[Transfer] = []
+        self._found: list[Probed] = []
+        self._handed_over_s = self._fitted_s = timer()
+        self._since_fitted = 0
         self._thread = threading.Thread(target=self._run, name="urlhealth-probing", daemon=True)
         self._thread.start()
 
@@ -85,7 +136,7 @@ class ProbeEngine:
     def capacity(self) -> int:
         """How many more requests it can take now; results that nobody has fetched take room too."""
         with self._lock:
-            return max(0, self._concurrency * (1 + _QUEUED_PER_SLOT) - self._unfinished)
+            return max(0, self._room - self._unfinished)
 
     @property
     def failed(self) -> bool:
@@ -98,23 +149,29 @@ class ProbeEngine:
         with self._lock:
             if self._closing:
                 raise RuntimeError("the probing engine is closed")
-            self._submitted.extend(requests)
+            self._submitted += requests
             self._unfinished += len(requests)
             self._lock.notify_all()
 
-    def results(self, timeout_s: float) -> list[Probed]:
-        """All that is finished; waits up to `timeout_s` for the first. Empty when there was none.
+    def results(self, timeout_s: float, *, at_least: int = 1) -> list[Probed]:
+        """All that is finished; waits up to `timeout_s` until there are `at_least` so many, or nothing is under way.
 
         Raises:
             RuntimeError: the engine's own thread has failed (a defect of the engine, never a server's doing).
         """
         with self._lock:
-            self._lock.wait_for(lambda: self._finished or self._closing or self._failure, timeout_s)
+            self._wanted = at_least
+            self._lock.wait_for(lambda: self._enough() or self._closing or self._failure, timeout_s)
+            self._wanted = 1
             if self._failure is not None:
                 raise RuntimeError("the probing engine has failed") from self._failure
             finished, self._finished = self._finished, []
             self._unfinished -= len(finished)
             return finished
+
+    def _enough(self) -> bool:
+        finished = len(self._finished)
+        return finished > 0 and (finished >= self._wanted or finished == self._unfinished)
 
     def cancel(self, task_ids: Set[str]) -> None:
         """Drop the requests of these tasks, waiting or under way; returns at once. What is finished still comes."""
@@ -127,13 +184,16 @@ class ProbeEngine:
         with self._lock:
             self._closing = True
             self._lock.notify_all()
-        self._thread.join()
+        # A name that is being resolved cannot be interrupted, and libcurl waits for it.
+        self._thread.join(_CLOSE_S)
         self._trusted.close()
 
     def _run(self) -> None:
         try:
             while self._take():
-                self._start()
+                now_s = self._timer()
+                self._wake(now_s)
+                self._start(now_s)
                 self._perform()
         except BaseException as error:
             _log.exception("the probing engine has failed")
@@ -141,115 +201,233 @@ class ProbeEngine:
                 self._failure = error
                 self._lock.notify_all()
         finally:
-            for transfer in self._active.values():
-                self._multi.remove_handle(transfer.curl)
-            for transfer in (*self._active.values(), *self._idle):
+            for curl in self._active:
+                self._multi.remove_handle(curl)
+            for transfer in (*(transfer for transfer, _ in self._active.values()), *self._idle):
                 transfer.close()
             self._multi.close()
 
     def _take(self) -> bool:
         """Move what was submitted into the loop; sleeps while there is nothing to do. False when closing."""
-        with self._lock:
-            self._lock.wait_for(
-                lambda: self._submitted or self._ready or self._active or self._cancelled or self._closing
-            )
-            self._ready.extend(self._submitted)
-            self._submitted.clear()
-            if self._cancelled:
-                self._unfinished -= self._drop(self._cancelled)
-                self._cancelled.clear()
-            return not self._closing
+        if not (self._ready or self._active):
+            with self._lock:
+                self._lock.wait_for(lambda: self._submitted or self._cancelled or self._closing, self._idle_s())
+        if self._submitted or self._cancelled:
+            with self._lock:
+                self._ready.extend(map(_Job, self._submitted))
+                self._submitted.clear()
+                if self._cancelled:
+                    self._unfinished -= self._drop(self._cancelled)
+                    self._cancelled.clear()
+                    self._lock.notify_all()
+        return not self._closing
+
+    def _idle_s(self) -> float | None:
+        """How long until something that waits is due; None if nothing waits."""
+        waiting = (
+            self._hosts.next_due_s,
+            self._network.next_due_s if self._network else None,
+            self._later[0][0] if self._later else None,
+        )
+        due_s = min((when_s for when_s in waiting if when_s is not None), default=None)
+        return None if due_s is None else max(due_s - self._timer(), 0.0)
 
     def _drop(self, task_ids: Set[str]) -> int:
         """Forget the requests of these tasks; returns how many there were."""
-        waiting = (self._ready, *self._held.values())
-        dropped = sum(map(len, waiting))
-        for requests in waiting:
-            kept = [request for request in requests if request.task_id not in task_ids]
-            requests.clear()
-            requests.extend(kept)
-        self._held = {host: requests for host, requests in self._held.items() if requests}
-        dropped -= sum(map(len, (self._ready, *self._held.values())))
-        for curl in [curl for curl, transfer in self._active.items() if transfer.request.task_id in task_ids]:
+
+        def wanted(job: _Job) -> bool:
+            return job.request.task_id not in task_ids
+
+        # Held jobs take their turn anew, for what they wait for may be among the dropped.
+        waiting = [*self._hosts.release(self._timer()), *self._ready]
+        self._ready = deque(filter(wanted, waiting))
+        dropped = len(waiting) - len(self._ready)
+        later = [entry for entry in self._later if wanted(entry[2])]
+        dropped += len(self._later) - len(later)
+        heapq.heapify(later)
+        self._later = later
+        for site, jobs in self._for_robots.items():
+            self._for_robots[site] = [*filter(wanted, jobs)]
+            dropped += len(jobs) - len(self._for_robots[site])
+        for curl in [curl for curl, (_, job) in self._active.items() if not wanted(job)]:
             self._retire(curl)
             dropped += 1
         return dropped
 
-    def _start(self) -> None:
+    def _wake(self, now_s: float) -> None:
+        """Take up what has waited for long enough."""
+        while self._later and self._later[0][0] <= now_s:
+            self._ready.append(heapq.heappop(self._later)[2])
+        if (due_s := self._hosts.next_due_s) is not None and due_s <= now_s:
+            self._ready.extendleft(reversed(self._hosts.due(now_s)))
+        if self._network is not None:
+            due_s = self._network.next_due_s
+            if due_s is not None and due_s <= now_s:
+                self._found += self._network.due(now_s)
+
+    def _start(self, now_s: float) -> None:
         """Begin as many probes as the limits allow."""
-        unstarted: list[Probed] = []
         limit = min(self._concurrency, len(self._active) + _STARTS_PER_TURN)
         while self._ready and len(self._active) < limit:
-            request = self._ready.popleft()
-            host = request.target.host
-            busy = self._busy.get(host, 0)
-            if busy >= self._concurrency_per_host:
-                self._held.setdefault(host, deque()).append(request)
+            job = self._ready.popleft()
+            request = job.request
+            if request.options.robots and not self._robots_allow(job, now_s):
                 continue
-            transfer = self._idle.pop() if self._idle else self._new_transfer()
-            ts_ms = self._clock()
-            try:
-                transfer.begin(request, ts_ms=ts_ms)
-                self._multi.add_handle(transfer.curl)
-            except (pycurl.error, ValueError) as error:
-                self._idle.append(transfer)
-                unstarted.append(Probed(request=request, result=transfer.unrequestable(error)))
-                continue
-            self._busy[host] = busy + 1
-            self._active[transfer.curl] = transfer
-        self._deliver(unstarted)
+            turn = self._hosts.begin(request.target.host, job, now_s)
+            if turn is Turn.GO:
+                self._begin(job, now_s)
+            elif turn is Turn.GIVE_UP:
+                self._give_up(job)
+
+    def _begin(self, job: _Job, now_s: float) -> None:
+        transfer = self._idle.pop() if self._idle else self._new_transfer()
+        try:
+            transfer.begin(job.request, ts_ms=self._clock(), keep_bytes=0 if job.then is None else MOST_BYTES)
+            self._multi.add_handle(transfer.curl)
+        except Exception as error:
+            # Whatever stands in a request must not end the thread.
+            self._idle.append(transfer)
+            self._ready.extendleft(self._hosts.end(job.request.target.host, now_s))
+            self._conclude(job, transfer.unrequestable(error))
+        else:
+            self._active[transfer.curl] = (transfer, job)
 
     def _new_transfer(self) -> Transfer:
         return Transfer(user_agent=self._user_agent, guard=self._guard, trusted=self._trusted)
 
     def _perform(self) -> None:
         """Let libcurl work, and file what has finished."""
-        if not self._active:
-            return
-        self._multi.perform()
-        finished: list[Probed] = []
-        left = 1
-        while left:
-            left, good, bad = self._multi.info_read()
-            for curl in good:
-                finished.append(self._finish(curl, pycurl.E_OK, ""))
-            for curl, code, message in bad:
-                finished.append(self._finish(curl, code, message))
-        self._deliver(finished)
-        if not finished and not (self._ready and len(self._active) < self._concurrency):
-            self._multi.select(_WAIT_S)
+        if self._active:
+            self._multi.perform()
+            finished = False
+            left = 1
+            while left:
+                left, good, bad = self._multi.info_read()
+                for curl in good:
+                    self._finish(curl, pycurl.E_OK, "")
+                for curl, code, message in bad:
+                    self._finish(curl, code, message)
+                finished = finished or bool(good or bad)
+            if not finished and not (self._ready and len(self._active) < self._concurrency):
+                self._multi.select(_WAIT_S)
+        if self._found:
+            self._hand_over()
 
-    def _finish(self, curl: pycurl.Curl, code: int, message: str) -> Probed:
-        transfer = self._active[curl]
-        request = transfer.request
+    def _finish(self, curl: pycurl.Curl, code: int, message: str) -> None:
+        transfer, job = self._active[curl]
         try:
             result = transfer.result(code, message)
+            if result.status_code is not None:
+                self._heed(result, transfer)
         except Exception as error:
             # A server may send what nobody thought of, and must not end the thread by it.
-            _log.exception("the answer of %s cannot be read", request.target.url)
+            _log.exception("the answer of %s cannot be read", job.request.target.url)
             result = transfer.unreadable(error)
         self._retire(curl)
-        return Probed(request=request, result=result)
+        self._conclude(job, result, transfer)
 
     def _retire(self, curl: pycurl.Curl) -> None:
         """Take a transfer out of the loop, finished or not."""
-        transfer = self._active.pop(curl)
+        transfer, job = self._active.pop(curl)
         self._multi.remove_handle(curl)
         self._idle.append(transfer)
-        self._release(transfer.request.target.host)
+        self._ready.extendleft(self._hosts.end(job.request.target.host, self._timer()))
 
-    def _release(self, host: str) -> None:
-        """One probe of a host less; the next that waited for it comes first."""
-        self._busy[host] -= 1
-        if not self._busy[host]:
-            del self._busy[host]
-        if held := self._held.get(host):
-            self._ready.appendleft(held.popleft())
-            if not held:
-                del self._held[host]
+    def _heed(self, result: ProbeResult, transfer: Transfer) -> None:
+        """Leave a host alone that asks for it: by 429, or by 503 with the time after which to come again."""
+        host = transfer.request.target.host
+        if result.status_code not in (429, 503):
+            self._hosts.welcomed(host)
+            return
+        retry_after_s = transfer.retry_after_s()
+        if result.status_code == 429 or retry_after_s:
+            if result.final_url is not None:
+                host = result.final_url.partition("://")[2].partition("/")[0]
+            for job in self._hosts.refused(host, retry_after_s, self._timer()):
+                self._give_up(job)
 
-    def _deliver(self, finished: list[Probed]) -> None:
-        if finished:
-            with self._lock:
-                self._finished.extend(finished)
+    def _give_up(self, job: _Job) -> None:
+        words = f"not asked: for more than {LONGEST_PAUSE_S:g} s the host has only answered that it is asked too often"
+        self._conclude(job, self._unasked(job, Outcome.BLOCKED, words))
+
+    def _unasked(self, job: _Job, outcome: Outcome, words: str) -> ProbeResult:
+        return ProbeResult(target=job.request.target.key, ts_ms=self._clock(), outcome=outcome, error=words)
+
+    def _robots_allow(self, job: _Job, now_s: float) -> bool:
+        """Whether robots.txt lets a job go; if not, it has its result, or waits for the file."""
+        target = job.request.target
+        if self._robots.knows(target.url, now_s):
+            refusal = self._robots.refusal(target.url)
+            if refusal is not None:
+                self._conclude(job, self._unasked(job, *refusal))
+            return refusal is None
+        file = robots_target(target)
+        waiting = self._for_robots.setdefault(file.url, [])
+        waiting.append(job)
+        if len(waiting) == 1:
+            asked = job.request.options
+            options = ProbeOptions(
+                connect_timeout_s=asked.connect_timeout_s,
+                timeout_s=asked.timeout_s,
+                max_bytes=MOST_BYTES,
+                verify_tls=asked.verify_tls,
+                proxy=asked.proxy,
+                ip_family=asked.ip_family,
+            )
+            self._ready.appendleft(_Job(ProbeRequest(target=file, options=options), self._learn_robots))
+        return False
+
+    def _learn_robots(self, result: ProbeResult, body: bytes) -> None:
+        self._robots.learn(result, body, self._timer())
+        self._ready.extend(self._for_robots.pop(result.target))
+
+    def _conclude(self, job: _Job, result: ProbeResult, transfer: Transfer | None = None) -> None:
+        """A job has this result: it is tried again, or goes to whoever asked."""
+        if job.then is not None:
+            job.then(result, bytes(transfer.body) if transfer else b"")
+            return
+        request = job.request
+        if request.options.retries:
+            job.attempts.append(result)
+            tried = len(job.attempts)
+            if tried <= request.options.retries and may_pass(result):
+                again_s = self._timer() + request.options.retry_delay_s * 2 ** (tried - 1)
+                heapq.heappush(self._later, (again_s, next(self._tie), job))
+                return
+            result = judge_attempts(job.attempts)
+        probed = Probed(request=request, result=result)
+        if self._network is None:
+            self._found.append(probed)
+        else:
+            self._ask_canary_or_deliver(self._network, probed)
+
+    def _ask_canary_or_deliver(self, network: OwnNetwork, probed: Probed) -> None:
+        now_s = self._timer()
+        self._found += network.judge(probed, now_s)
+        if self._canary is not None and network.wants_canary(now_s):
+            self._ready.appendleft(
+                _Job(self._canary, lambda result, _: self._found.extend(network.canary(result, self._timer())))
+            )
+
+    def _hand_over(self) -> None:
+        now_s = self._timer()
+        if len(self._found) < _BATCH and self._active and now_s - self._handed_over_s < _HAND_OVER_S:
+            return
+        found, self._found = self._found, []
+        self._handed_over_s = now_s
+        self._since_fitted += len(found)
+        with self._lock:
+            self._finished += found
+            if now_s - self._fitted_s >= _FIT_S:
+                queued = 0.5 * self._since_fitted / (now_s - self._fitted_s)
+                self._room = self._concurrency + max(self._concurrency, _LEAST_QUEUE, round(queued))
+                self._fitted_s, self._since_fitted = now_s, 0
+            if self._enough():
                 self._lock.notify_all()
+
+
+def _canary_request(url: str) -> ProbeRequest:
+    try:
+        return ProbeRequest(target=parse_target(url))
+    except InvalidRequest as error:
+        raise ConfigurationError(f"the canary cannot be probed: {error}") from error

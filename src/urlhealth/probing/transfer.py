@@ -3,15 +3,16 @@
 import os
 import socket
 import ssl
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
 import pycurl
 
 from urlhealth.errors import ConfigurationError
+from urlhealth.probing.conditions import BODY_BYTES, reads_body, unmet
 from urlhealth.probing.guard import AddressGuard
-from urlhealth.vocabulary import BLOCKED_STATUSES, Outcome, ProbeOptions, ProbeRequest, ProbeResult
+from urlhealth.probing.verdict import judge_status
+from urlhealth.vocabulary import Outcome, ProbeOptions, ProbeRequest, ProbeResult
 
 #: CURLE_TOO_LARGE, for which pycurl has no name.
 E_TOO_LARGE: Final = 100
@@ -37,9 +38,10 @@ CODES: Final = {
     pycurl.E_SSL_CACERT_BADFILE: (Outcome.SELF, "the trusted certificates cannot be read here"),
     pycurl.E_OUT_OF_MEMORY: (Outcome.SELF, "out of memory here"),
     pycurl.E_FAILED_INIT: (Outcome.SELF, "libcurl could not start here"),
+    pycurl.E_COULDNT_RESOLVE_PROXY: (Outcome.SELF, "the name of the proxy is not known"),
 }
-#: What libcurl says when receiving itself has failed, over TCP and over TLS.
-_BROKEN_CONNECTION: Final = ("Recv failure", "OpenSSL SSL_read")
+#: What libcurl says when sending or receiving itself has failed, over TCP and over TLS.
+_BROKEN_CONNECTION: Final = ("Send failure", "Recv failure", "OpenSSL SSL_read", "OpenSSL SSL_write")
 _HTTP_VERSIONS: Final = {
     pycurl.CURL_HTTP_VERSION_1_0: "1.0",
     pycurl.CURL_HTTP_VERSION_1_1: "1.1",
@@ -49,7 +51,19 @@ _HTTP_VERSIONS: Final = {
 #: OpenSSL's own list costs a fifth of the CPU: it makes keys for several. Ours makes one, for X25519, and another only
 #: for a server that does not have it.
 _CURVES: Final = "X25519:P-256:P-384:P-521"
-_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
+_ASKED_VERSIONS: Final = {
+    "auto": pycurl.CURL_HTTP_VERSION_NONE,
+    "1.1": pycurl.CURL_HTTP_VERSION_1_1,
+    "2": pycurl.CURL_HTTP_VERSION_2_0,
+    "3": pycurl.CURL_HTTP_VERSION_3ONLY,
+}
+_FAMILIES: Final = {
+    "any": pycurl.IPRESOLVE_WHATEVER,
+    "ipv4": pycurl.IPRESOLVE_V4,
+    "ipv6": pycurl.IPRESOLVE_V6,
+}
+#: CURLAUTH_BEARER, for which pycurl has no name.
+_HTTPAUTH_BEARER: Final = 1 << 6
 
 
 class TrustedCertificates:
@@ -73,7 +87,9 @@ class TrustedCertificates:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
         except OSError as error:
-            raise ConfigurationError(f"no certificates can be read from {ca_file}: {error.strerror}") from error
+            raise ConfigurationError(
+                f"no certificates can be read from {ca_file}: {error.strerror}; see URLHEALTH_CA_FILE"
+            ) from error
         # One file, because libcurl keeps parsed certificates from one connection to the next only if they come from
         # one; in memory, so that nothing is left behind, however the process ends.
         self._descriptor = os.memfd_create("urlhealth-ca")
@@ -99,52 +115,81 @@ class Transfer:
     """A libcurl handle, used for one probe after another, and the probe that is on it now."""
 
     def __init__(self, *, user_agent: str, guard: AddressGuard, trusted: TrustedCertificates) -> None:
+        self._user_agent = user_agent.encode()
         self._guard = guard
+        self._trusted = trusted
         self._options: ProbeOptions | None = None
-        self.curl = curl = pycurl.Curl()
-        curl.setopt(pycurl.USERAGENT, user_agent.encode())
-        curl.setopt(pycurl.NOSIGNAL, 1)
-        curl.setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-        curl.setopt(pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-        curl.setopt(pycurl.FOLLOWLOCATION, 1)
-        curl.setopt(pycurl.ACCEPT_ENCODING, "")
-        # Empty is no proxy; unset would be the environment's.
-        curl.setopt(pycurl.PROXY, "")
-        # A connection and a full handshake of its own, so that the phases are this probe's. (A resumed TLS session
-        # would not show the certificate either.)
-        curl.setopt(pycurl.FRESH_CONNECT, 1)
-        curl.setopt(pycurl.FORBID_REUSE, 1)
-        curl.setopt(pycurl.SSL_SESSIONID_CACHE, 0)
-        # libcurl walks its whole DNS cache at each transfer, which is most of the CPU when hosts are many.
-        curl.setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
-        curl.setopt(pycurl.CAINFO, trusted.path)
-        curl.setopt(pycurl.OPT_CERTINFO, 1)
-        curl.setopt(pycurl.SSL_EC_CURVES, _CURVES)
-        curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
-        curl.setopt(pycurl.WRITEFUNCTION, self._write)
+        self.curl = pycurl.Curl()
 
-    def begin(self, request: ProbeRequest, *, ts_ms: int) -> None:
-        """Make the handle ready for a request. Raises `pycurl.error` or `ValueError` if libcurl will not have it."""
+    def begin(self, request: ProbeRequest, *, ts_ms: int, keep_bytes: int = 0) -> None:
+        """Make the handle ready for a request, of whose body so much is kept in `body`.
+
+        Raises:
+            Exception: libcurl will not have it, or a condition of the options cannot be read.
+        """
         self.request = request
+        #: What was kept of the body.
+        self.body = bytearray()
         self._ts_ms = ts_ms
         self._size_bytes = 0
         self._too_large = False
         self._refusal: str | None = None
         self._no_socket: str | None = None
         self._https = request.target.url.startswith("https:")
-        if request.options != self._options:
-            self._set_options(request.options)
+        options = request.options
+        if options is not self._options and options != self._options:
+            self._set_options(options)
+        self._keep_bytes = keep_bytes or self._condition_bytes
         self.curl.setopt(pycurl.URL, request.target.url)
 
     def _set_options(self, options: ProbeOptions) -> None:
-        self._options = options
+        self._options = None  # until all is set
+        # Whatever an earlier probe had set, credentials above all, is gone.
+        self.curl.reset()
         setopt = self.curl.setopt
+        setopt(pycurl.USERAGENT, self._user_agent)
+        setopt(pycurl.NOSIGNAL, 1)
+        setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        setopt(pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
+        setopt(pycurl.FOLLOWLOCATION, 1)
+        setopt(pycurl.ACCEPT_ENCODING, "")
+        # Empty is none; unset would be the environment's.
+        setopt(pycurl.PROXY, options.proxy or "")
+        setopt(pycurl.NOPROXY, "")
+        # A connection and a full handshake of its own, so that the phases are this probe's. (A resumed TLS session
+        # would not show the certificate either.)
+        setopt(pycurl.FRESH_CONNECT, 1)
+        setopt(pycurl.FORBID_REUSE, 1)
+        setopt(pycurl.SSL_SESSIONID_CACHE, 0)
+        # libcurl walks its whole DNS cache at each transfer, which is most of the CPU when hosts are many.
+        setopt(pycurl.DNS_CACHE_TIMEOUT, 0)
+        setopt(pycurl.CAINFO, self._trusted.path)
+        setopt(pycurl.OPT_CERTINFO, 1)
+        setopt(pycurl.SSL_EC_CURVES, _CURVES)
+        setopt(pycurl.SSL_VERIFYPEER, options.verify_tls)
+        setopt(pycurl.SSL_VERIFYHOST, 2 if options.verify_tls else 0)
+        setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
+        setopt(pycurl.WRITEFUNCTION, self._write)
         setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(options.connect_timeout_s * 1000)))
         setopt(pycurl.TIMEOUT_MS, max(1, round(options.timeout_s * 1000)))
         setopt(pycurl.MAXREDIRS, options.max_redirects)
         setopt(pycurl.MAXFILESIZE_LARGE, options.max_bytes)
-        setopt(pycurl.SSL_VERIFYPEER, options.verify_tls)
-        setopt(pycurl.SSL_VERIFYHOST, 2 if options.verify_tls else 0)
+        setopt(pycurl.IPRESOLVE, _FAMILIES[options.ip_family])
+        setopt(pycurl.HTTP_VERSION, _ASKED_VERSIONS[options.http_version])
+        if options.method == "HEAD":
+            setopt(pycurl.NOBODY, 1)
+        if options.headers:
+            # "name;" is how libcurl is told of a header without a value.
+            lines = [f"{name}: {value}" if value.strip() else f"{name};" for name, value in options.headers]
+            setopt(pycurl.HTTPHEADER, [line.encode() for line in lines])
+        if options.basic_auth is not None:
+            setopt(pycurl.HTTPAUTH, pycurl.HTTPAUTH_BASIC)
+            setopt(pycurl.USERPWD, options.basic_auth.encode())
+        if options.bearer_token is not None:
+            setopt(pycurl.HTTPAUTH, _HTTPAUTH_BEARER)
+            setopt(pycurl.XOAUTH2_BEARER, options.bearer_token.encode())
+        self._condition_bytes = BODY_BYTES if reads_body(options) else 0
+        self._options = options
 
     def _open_socket(self, _purpose: int, address: Any) -> Any:
         """Called by libcurl before each connect, also of redirects."""
@@ -164,7 +209,13 @@ class Transfer:
         if self._size_bytes > self.request.options.max_bytes:
             self._too_large = True
             return 0
+        if len(self.body) < self._keep_bytes:
+            self.body += chunk
         return None
+
+    def retry_after_s(self) -> float:
+        """For how long the last answer asks to be left alone; 0 where it does not say."""
+        return float(self.curl.getinfo(pycurl.RETRY_AFTER))
 
     def result(self, code: int, message: str) -> ProbeResult:
         """What the probe found: libcurl's code (0 for none) and message, and what the handle holds.
@@ -179,16 +230,11 @@ class Transfer:
             if redirects
             else self.request.target.url
         )
-        dns, connect, tls, sent, first_byte = (
-            info(phase)
-            for phase in (
-                pycurl.NAMELOOKUP_TIME_T,
-                pycurl.CONNECT_TIME_T,
-                pycurl.APPCONNECT_TIME_T,
-                pycurl.PRETRANSFER_TIME_T,
-                pycurl.STARTTRANSFER_TIME_T,
-            )
-        )
+        dns = info(pycurl.NAMELOOKUP_TIME_T)
+        connect = info(pycurl.CONNECT_TIME_T)
+        tls = info(pycurl.APPCONNECT_TIME_T)
+        sent = info(pycurl.PRETRANSFER_TIME_T)
+        first_byte = info(pycurl.STARTTRANSFER_TIME_T)
         https = final_url.startswith("https:")
         # libcurl sums its times over redirects. Those of the handshakes cannot be told from the rest if only some of
         # the requests had one.
@@ -228,7 +274,7 @@ class Transfer:
     def _verdict(self, code: int, message: str, status: int | None) -> tuple[Outcome, str | None]:
         """The outcome, and what went wrong in words."""
         if code == pycurl.E_OK:
-            return judge_status(status)
+            return self._answered(status)
         if self._refusal is not None and code == pycurl.E_COULDNT_CONNECT:
             return Outcome.REFUSED, f"address refused: {self._refusal}"
         if self._no_socket is not None:
@@ -238,12 +284,31 @@ class Transfer:
         if code == pycurl.E_OPERATION_TIMEDOUT:
             return Outcome.TIMEOUT, self._what_timed_out(status)
         outcome, words = CODES.get(code, (Outcome.PROTOCOL, "the answer cannot be read"))
-        if code == pycurl.E_RECV_ERROR and not message.startswith(_BROKEN_CONNECTION):
+        if self.request.options.proxy is not None:
+            if message.startswith("CONNECT tunnel failed"):
+                return Outcome.CONNECT, f"the proxy gave no connection: {printable(message)}"
+            if code == pycurl.E_COULDNT_CONNECT:
+                outcome, words = Outcome.SELF, "no connection to the proxy"
+        if code in (pycurl.E_SEND_ERROR, pycurl.E_RECV_ERROR) and not message.startswith(_BROKEN_CONNECTION):
             # libcurl's parser gave up, not the network.
             outcome, words = Outcome.PROTOCOL, "the answer cannot be read"
         if code == pycurl.E_COULDNT_CONNECT and (errno := self.curl.getinfo(pycurl.OS_ERRNO)):
             message = os.strerror(errno)
         return outcome, f"{words}: {printable(message)}" if message else words
+
+    def _answered(self, status: int | None) -> tuple[Outcome, str | None]:
+        """The outcome of a complete answer, and how it falls short."""
+        options = self.request.options
+        outcome, error = judge_status(status, options.expected_statuses)
+        if outcome is not Outcome.OK:
+            return outcome, error
+        if options.http_version in ("2", "3"):
+            version = _HTTP_VERSIONS.get(self.curl.getinfo(pycurl.INFO_HTTP_VERSION))
+            if version != options.http_version:
+                return Outcome.CONDITION, f"answered by HTTP/{version}, not HTTP/{options.http_version}"
+        if self._condition_bytes and (shortfall := unmet(options, bytes(self.body[:BODY_BYTES]))):
+            return Outcome.CONDITION, shortfall
+        return outcome, None
 
     def _what_timed_out(self, status: int | None) -> str:
         info = self.curl.getinfo
@@ -269,16 +334,6 @@ class Transfer:
 
     def close(self) -> None:
         self.curl.close()
-
-
-def judge_status(status: int | None) -> tuple[Outcome, str | None]:
-    """The outcome of a complete answer, and what is wrong with it in words."""
-    if status is None or status < 200:
-        return Outcome.PROTOCOL, f"the answer ended with HTTP status {status}"
-    if status < 400:
-        return Outcome.OK, None
-    phrase = _PHRASES.get(status, "")
-    return Outcome.BLOCKED if status in BLOCKED_STATUSES else Outcome.HTTP_ERROR, f"HTTP {status} {phrase}".rstrip()
 
 
 def printable(message: str) -> str:

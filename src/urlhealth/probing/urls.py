@@ -1,17 +1,21 @@
 """URLs as people write them in, targets out: parsed as browsers do (WHATWG), http and https only."""
 
 import re
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import Any, Final
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
 
 import ada_url
 
 from urlhealth.errors import InvalidRequest, InvalidUrls
 from urlhealth.vocabulary import Target
 
-#: Longest URL taken, in characters, as sent and as normalised.
-MAX_LENGTH: Final = 8192
+#: Longest URL taken, in characters, as sent and as normalised: as long as sitemaps allow, and short enough for an index
+#: of PostgreSQL, which takes 2,700 bytes a row.
+MAX_LENGTH: Final = 2048
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 #: "example.com:8080/path" and "localhost:8000" look like a scheme and are none.
@@ -28,8 +32,10 @@ def parse_target(url: str, *, group: str | None = None, name: str | None = None)
         raise InvalidRequest(f"a URL must be a string, not {type(url).__name__}")
     if len(url) > MAX_LENGTH:
         raise InvalidRequest(f"the URL has {len(url)} characters; {MAX_LENGTH} is the most")
+    if "\0" in url:
+        raise InvalidRequest("the URL holds a NUL character, which no URL may")
     try:
-        href = ada_url.URL(url).href
+        href = ada_url.normalize_url(url)
     except (ValueError, UnicodeEncodeError):
         raise InvalidRequest(_why_not(url)) from None
     scheme, separator, rest = href.partition("://")
@@ -44,15 +50,15 @@ def parse_target(url: str, *, group: str | None = None, name: str | None = None)
     return Target(url=f"{scheme}://{rest}", host=host, group=group or registrable_domain(host), name=name)
 
 
-def parse_targets(urls: Sequence[str]) -> list[Target]:
-    """The targets of a list of URLs, in the same order.
+def parse_targets(urls: Sequence[str], *, first: int = 0) -> list[Target]:
+    """The targets of a list of URLs, in the same order; `first` is the position of its first one.
 
     Raises:
         InvalidUrls: naming every position that holds no URL that can be probed.
     """
     targets: list[Target] = []
     problems: dict[int, str] = {}
-    for position, url in enumerate(urls):
+    for position, url in enumerate(urls, first):
         try:
             targets.append(parse_target(url))
         except InvalidRequest as error:
@@ -60,6 +66,29 @@ def parse_targets(urls: Sequence[str]) -> list[Target]:
     if problems:
         raise InvalidUrls(problems)
     return targets
+
+
+class UrlLines:
+    """The URLs of a text, one a line; blank lines, and comments after `#`, are left out."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = lines
+        #: For each line left out: how many URLs stood before it.
+        self._left_out: list[int] = []
+
+    def __iter__(self) -> Iterator[str]:
+        count = 0
+        for line in self._lines:
+            url = line.strip()
+            if url and not url.startswith("#"):
+                yield url
+                count += 1
+            else:
+                self._left_out.append(count)
+
+    def line_of(self, position: int) -> int:
+        """The number, from 1, of the line that the URL at this position (from 0) stood in."""
+        return position + 1 + bisect_right(self._left_out, position)
 
 
 @lru_cache(maxsize=65_536)
@@ -74,16 +103,35 @@ def registrable_domain(host: str) -> str:
     last = name.rpartition(".")[2]
     if last.isdigit():
         return name
-    found: str = _public_suffixes()(name).top_domain_under_public_suffix
-    return found or ".".join(name.split(".")[-2:])
+    labels = name.split(".")
+    return ".".join(labels[max(0, len(labels) - _suffix_length(labels) - 1) :])
+
+
+def _suffix_length(labels: Sequence[str]) -> int:
+    """How many of a host name's last labels are a public suffix: the longest rule counts, unless one excepts it."""
+    rules = _suffix_rules()
+    suffix, length = "", 1
+    for count, label in enumerate(reversed(labels), 1):
+        if label.startswith("xn--"):
+            label = label[4:].encode().decode("punycode", "replace")
+        wildcard = f"*.{suffix}"
+        suffix = f"{label}.{suffix}" if suffix else label
+        if f"!{suffix}" in rules:
+            return count - 1
+        if suffix in rules or wildcard in rules:
+            length = count
+    return length
 
 
 @cache
-def _public_suffixes() -> Callable[[str], Any]:
-    # Imported late: it takes a tenth of a second, and only those who parse URLs need it.
-    import tldextract
-
-    return tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+def _suffix_rules() -> frozenset[str]:
+    """The public suffix list (without the private part) that tldextract brings, read without importing it: 0.2 s."""
+    package = find_spec("tldextract")
+    assert package is not None
+    assert package.origin is not None
+    text = Path(package.origin).with_name(".tld_set_snapshot").read_text(encoding="utf-8")
+    public = text.partition("// ===BEGIN PRIVATE DOMAINS===")[0]
+    return frozenset(line for line in public.splitlines() if line and not line.startswith("//"))
 
 
 def _end_of_authority(rest: str) -> int:
