@@ -1,15 +1,19 @@
 """Stored probes become carried state, and carried state becomes Feast rows: one micro-batch at a time.
 
 This is the page to read first. A stored probe is the record from which all else can be rebuilt, so the pipeline keeps
-only a position: the last probe that its state has seen. Position and state are saved in one transaction, after the
-Feast rows are written. A crash in between repeats the batch: its segment has the same name and replaces the first, and
-the online store takes no row that is older than what it has. So a crash counts nothing twice and skips nothing. (A
-writer that stalls past its lease is only stopped at the save: its segment may replace the new writer's.)
+only a position: the last probe that its state has seen. A batch's Feast rows are staged, which no reader sees. Then, in
+one transaction that first makes sure that this process is still the writer, they are published, and position and state
+are saved. So a writer that stalled, and was replaced, publishes nothing. A crash between publishing and saving repeats
+the batch: its segment has the same name and replaces the first, and the online store takes no row that is older than
+what it has. So a crash counts nothing twice and skips nothing.
+
+A rebuild is a position too. Whoever is the writer then makes all features anew, beside those in use, and publishes them
+in the same way; a crash leaves it to the next writer.
 """
 
 import numpy as np
 
-from urlhealth.crawl.carried import CarriedStore
+from urlhealth.crawl.carried import REBUILD, CarriedStore
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.feast_stores.stores import FeatureStores
@@ -46,12 +50,15 @@ class Pipeline:
         self.late_total = 0
 
     def step(self) -> int:
-        """Take the next micro-batch; returns how many verdicts it had, 0 when there are none.
+        """Take the next micro-batch, or make the rebuild that is due; returns how many verdicts it had, 0 for none.
 
         Raises:
-            LeaseLost: another process has become the writer; the position has not moved.
+            LeaseLost: another process has become the writer, or a rebuild was asked for; the position has not moved.
         """
-        verdicts = self._probes.verdicts_after(self._carried.position(), limit=BATCH)
+        position = self._carried.position()
+        if position == REBUILD:
+            return self._rebuild()
+        verdicts = self._probes.verdicts_after(position, limit=BATCH)
         if not len(verdicts):
             return 0
         carried = {
@@ -60,31 +67,38 @@ class Pipeline:
             "group": self._carried.load("group", np.unique(verdicts.group).tolist()),
         }
         advanced = advance(carried, verdicts, known_for_s=self._known_for_s, late_s=self._late_s)
-        for rows in advanced.rows:
-            self._features.write(rows, segment=f"{verdicts.probe_id[0]:016d}", created_ms=self._clock())
-        self._carried.save(int(verdicts.probe_id[-1]), advanced.carried, lease=self._lease)
+        segment = f"{verdicts.probe_id[0]:016d}"
+        with self._features.staged(advanced.rows, segment=segment, created_ms=self._clock()) as publish:
+            self._carried.save(int(verdicts.probe_id[-1]), advanced.carried, lease=self._lease, publish=publish)
         self.late_total += advanced.late
         return len(verdicts)
 
-    def rebuild(self) -> int:
-        """Forget all features and fold every stored verdict anew in the order of time; returns how many there were.
+    def request_rebuild(self) -> None:
+        """Let the writer, whichever process that is, forget all features and fold the whole history anew.
 
-        So verdicts that came too late find their place.
+        So verdicts that came too late find their place. Until it is done the features stay as they are.
         """
-        self._features.clear()
         self._carried.clear(lease=self._lease)
+
+    def is_current(self) -> bool:
+        """Whether every stored verdict is in the features."""
+        position = self._carried.position()
+        return position != REBUILD and not self._probes.count_verdicts_after(position)
+
+    def _rebuild(self) -> int:
+        """Fold every stored verdict in the order of time; returns how many there were."""
         history = self._all_verdicts()
         carried: dict[str, dict[str, bytes]] = {"url": {}, "host": {}, "group": {}}
-        for start in range(0, len(history), BATCH):
-            advanced = advance(
-                carried, history.take(slice(start, start + BATCH)), known_for_s=self._known_for_s, late_s=self._late_s
-            )
-            for rows in advanced.rows:
-                self._features.write(rows, segment=f"rebuilt-{start:016d}", created_ms=self._clock())
-            for kind, states in advanced.carried.items():
-                carried[kind].update(states)
-        if len(history):
-            self._carried.save(int(history.probe_id.max()), carried, lease=self._lease)
+        with self._features.draft() as draft:
+            for start in range(0, len(history), BATCH):
+                batch = history.take(slice(start, start + BATCH))
+                advanced = advance(carried, batch, known_for_s=self._known_for_s, late_s=self._late_s)
+                for rows in advanced.rows:
+                    draft.write(rows, segment=f"rebuilt-{start:016d}", created_ms=self._clock())
+                for kind, states in advanced.carried.items():
+                    carried[kind].update(states)
+            position = int(history.probe_id.max()) if len(history) else 0
+            self._carried.save(position, carried, lease=self._lease, publish=draft.publish)
         return len(history)
 
     def _all_verdicts(self) -> Verdicts:

@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from feast.infra.common.materialization_job import MaterializationTask
+from tqdm import tqdm
 
-from urlhealth.errors import ConfigurationError, StoreUnavailable
+from urlhealth.errors import ConfigurationError, InvalidRequest, StoreUnavailable
 from urlhealth.feast_stores import segments
+from urlhealth.feast_stores.engine import ArrowBatchEngine
 from urlhealth.feast_stores.online import layout_of
 from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.stores import FeatureStores
@@ -39,6 +43,11 @@ def rows(view: StateView, keys: list[str], ts_ms: list[int], seed: int = 0) -> S
     )
 
 
+def write(stores: FeatureStores, written: StateRows, segment: str, created_ms: int = T0_MS) -> None:
+    with stores.staged([written], segment=segment, created_ms=created_ms) as publish:
+        publish()
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
@@ -54,7 +63,8 @@ def applied(home: Path) -> FeatureStores:
 
 @pytest.fixture
 def stores(applied: FeatureStores) -> FeatureStores:
-    applied.clear()
+    with applied.draft() as empty:
+        empty.publish()
     return applied
 
 
@@ -66,7 +76,7 @@ def test_online_equals_offline_at_the_same_instant(stores: FeatureStores, view: 
         keys = [f"k{i}" for i in rng.integers(0, 12, 20)]
         # Batches overlap in time, so that some rows come late.
         instants = np.sort(T0_MS + batch * 10_000 + rng.integers(0, 25_000, 20)).tolist()
-        stores.write(rows(view, keys, instants, batch), segment=f"{batch}", created_ms=T0_MS + 10**6 + batch)
+        write(stores, rows(view, keys, instants, batch), f"{batch}", T0_MS + 10**6 + batch)
     asked = [*(f"k{i}" for i in range(12)), "never seen", "k3"]
     online = stores.read(view, asked)
     assert (online.ts_ms[-2] == 0, online.states[-2].tobytes()) == (True, view.initial(1)[0].tobytes())
@@ -109,15 +119,15 @@ def test_the_service_has_every_column(stores: FeatureStores) -> None:
 def test_a_repeated_segment_changes_nothing(stores: FeatureStores, home: Path) -> None:
     batch = rows(URL_STATE, ["a", "b", "a"], [T0_MS, T0_MS + 1, T0_MS + 2])
     for _ in range(2):
-        stores.write(batch, segment="0001", created_ms=T0_MS)
+        write(stores, batch, "0001")
     assert segments.scan(home / "feast" / "offline" / "url_state").collect().height == 3
     assert stores.read(URL_STATE, ["a"]).states[0].tobytes() == batch.states[2].tobytes()
 
 
 def test_a_late_row_is_kept_offline_and_not_served(stores: FeatureStores) -> None:
     new, late = rows(HOST_STATE, ["h"], [T0_MS + 5000], 1), rows(HOST_STATE, ["h"], [T0_MS], 2)
-    stores.write(new, segment="1", created_ms=T0_MS)
-    stores.write(late, segment="2", created_ms=T0_MS + 9000)
+    write(stores, new, "1")
+    write(stores, late, "2", T0_MS + 9000)
     online = stores.read(HOST_STATE, ["h"])
     assert online.ts_ms.tolist() == [T0_MS + 5000]
     assert online.states[0].tobytes() == new.states[0].tobytes()
@@ -130,7 +140,7 @@ def test_a_late_row_is_kept_offline_and_not_served(stores: FeatureStores) -> Non
 def test_materialize_gives_back_a_deleted_online_store(stores: FeatureStores, home: Path) -> None:
     for view in STATE_VIEWS:
         batch = rows(view, [f"k{i % 9}" for i in range(30)], [T0_MS + i for i in range(30)])
-        stores.write(batch, segment="1", created_ms=T0_MS)
+        write(stores, batch, "1")
     asked = [f"k{i}" for i in range(10)]
     before = [stores.read(view, asked) for view in STATE_VIEWS]
     (home / "feast" / "online.db").unlink()
@@ -143,7 +153,7 @@ def test_materialize_gives_back_a_deleted_online_store(stores: FeatureStores, ho
 
 
 def test_nothing_written_and_nothing_asked(stores: FeatureStores) -> None:
-    stores.write(rows(URL_STATE, [], []), segment="1", created_ms=T0_MS)
+    write(stores, rows(URL_STATE, [], []), "1")
     assert len(stores.read(URL_STATE, []).states) == 0
     assert stores.read(URL_STATE, ["x"]).ts_ms.tolist() == [0]
 
@@ -158,12 +168,12 @@ def test_apply_costs_nothing_when_nothing_changed(applied: FeatureStores, home: 
 
 
 def test_a_changed_catalog_is_never_misread(stores: FeatureStores) -> None:
-    stores.write(rows(HOST_STATE, ["h"], [T0_MS]), segment="1", created_ms=T0_MS)
+    write(stores, rows(HOST_STATE, ["h"], [T0_MS]), "1")
     newer = StateView(name=HOST_STATE.name, entity=HOST_STATE.entity, columns=HOST_STATE.columns[::-1])
     with pytest.raises(StoreUnavailable, match="view host_state holds rows of another schema"):
         stores.read(newer, ["h"])
     with pytest.raises(StoreUnavailable, match="view host_state holds rows of another schema"):
-        stores.write(rows(newer, ["h"], [T0_MS]), segment="2", created_ms=T0_MS)
+        write(stores, rows(newer, ["h"], [T0_MS]), "2")
 
 
 READ = """
@@ -179,7 +189,7 @@ assert not heavy, heavy
 
 
 def test_reading_imports_neither_feast_nor_pandas(stores: FeatureStores, home: Path) -> None:
-    stores.write(rows(URL_STATE, ["k"], [T0_MS]), segment="1", created_ms=T0_MS)
+    write(stores, rows(URL_STATE, ["k"], [T0_MS]), "1")
     subprocess.run((sys.executable, "-c", READ, str(home), str(T0_MS)), check=True, timeout=60)
 
 
@@ -211,7 +221,7 @@ def test_paths_of_the_yaml_and_variables_are_followed(tmp_path: Path, monkeypatc
         "offline_store: urlhealth.feast_stores.offline.UrlHealthOfflineStore\n"
     )
     stores = FeatureStores(Settings(home=tmp_path / "home", feast_yaml=path))
-    stores.write(rows(URL_STATE, ["x"], [T0_MS]), segment="1", created_ms=T0_MS)
+    write(stores, rows(URL_STATE, ["x"], [T0_MS]), "1")
     assert (tmp_path / "elsewhere" / "rows.db").exists()
     assert segments.files(tmp_path / "home" / "feast" / "offline" / "url_state")
     assert stores.read(URL_STATE, ["x"]).ts_ms.tolist() == [T0_MS]
@@ -223,3 +233,70 @@ def test_the_registry_is_replaced_whole(applied: FeatureStores, home: Path) -> N
     applied.feast().registry.commit()
     assert registry.stat().st_ino != before
     assert not list(registry.parent.glob(".registry.db*"))
+
+
+@pytest.mark.parametrize("damage", [b"no database" * 1000, b"", None])
+def test_an_online_file_that_is_none_is_named_and_made_anew(tmp_path: Path, damage: bytes | None) -> None:
+    """None: cut in half."""
+    stores, file = FeatureStores(Settings(home=tmp_path)), tmp_path / "feast" / "online.db"
+    stores.check()  # nothing is there yet
+    batch = rows(URL_STATE, [f"k{i}" for i in range(100)], [T0_MS] * 100)
+    write(stores, batch, "1")
+    stores.check()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    again = FeatureStores(Settings(home=tmp_path))
+    message = rf"online store {file} cannot be (read|written): .* moved away, .*features build --rebuild`$"
+    with pytest.raises(StoreUnavailable, match=message):
+        again.check()
+    with pytest.raises(StoreUnavailable, match=message), again.draft() as draft:
+        draft.write(batch, segment="1", created_ms=T0_MS)
+    file.rename(file.with_name("moved away"))
+    with again.draft() as draft:
+        draft.write(batch, segment="1", created_ms=T0_MS)
+        draft.publish()
+    assert again.read(URL_STATE, ["k3"]).states[0].tobytes() == batch.states[3].tobytes()
+    again.check()
+
+
+def test_an_offline_folder_and_a_registry_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    stores, folder = FeatureStores(Settings(home=tmp_path)), tmp_path / "feast"
+    folder.mkdir()
+    (folder / "offline").write_text("a file where a folder must be")
+    with pytest.raises(StoreUnavailable, match=rf"offline store {folder}/offline cannot be used \(Not a directory\)"):
+        stores.check()
+    (folder / "offline").unlink()
+    (folder / "registry.db").mkdir()
+    with pytest.raises(StoreUnavailable, match=rf"Feast's registry {folder}/registry.db cannot be used"):
+        stores.check()
+    (folder / "registry.db").rmdir()
+    (folder / "registry.db").write_bytes(b"no registry")
+    with pytest.raises(StoreUnavailable, match=rf"registry {folder}/registry.db cannot be read: .* Move it away"):
+        stores.apply()
+
+
+def test_an_end_in_the_future_is_refused(stores: FeatureStores) -> None:
+    """Feast would record it as done, and leave out what comes until then."""
+    write(stores, rows(HOST_STATE, ["h"], [T0_MS]), "1")
+    feast, now = stores.feast(), pd.Timestamp.now(tz="UTC").to_pydatetime()
+    with pytest.raises(InvalidRequest, match=r"view \w+ cannot be materialized up to .* in the future, it is 20\d\d-"):
+        feast.materialize_incremental(now + timedelta(days=1))
+    feast.materialize_incremental(now)
+    later = int(now.timestamp() * 1000) + 1
+    write(stores, rows(HOST_STATE, ["h"], [later], seed=1), "2")
+    stores._online.path.unlink()
+    feast.materialize_incremental(pd.Timestamp.now(tz="UTC").to_pydatetime())
+    assert stores.read(HOST_STATE, ["h"]).ts_ms.tolist() == [later]
+
+
+def test_the_future_is_after_the_engines_clock(stores: FeatureStores) -> None:
+    config = stores.feast().config
+    engine = ArrowBatchEngine(
+        repo_config=config, offline_store=None, online_store=None, clock=lambda: T0_MS, type="any"
+    )
+    view = stores.feast().get_feature_view("host_state")
+    end = datetime.fromtimestamp(T0_MS / 1000, UTC) + timedelta(milliseconds=1)
+    task = MaterializationTask("urlhealth", view, start_time=end - timedelta(days=1), end_time=end, tqdm_builder=tqdm)
+    [job] = engine.materialize(stores.feast().registry, task)
+    assert isinstance(job.error(), InvalidRequest)
+    assert "it is 2023-11-14T22:13:20+00:00 now" in str(job.error())

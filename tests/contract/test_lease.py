@@ -1,15 +1,16 @@
 """The lease that makes one process the writer, and what is written under it, the same over every backend."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import pytest
 import sqlalchemy as sa
 
-from urlhealth.crawl.carried import CarriedStore
+from tests.support import wait_until
+from urlhealth.crawl.carried import REBUILD, CarriedStore
 from urlhealth.crawl.database import writing
 from urlhealth.crawl.lease import Lease
+from urlhealth.crawl.schema import leases
 from urlhealth.errors import LeaseLost
 
 
@@ -32,6 +33,11 @@ def fenced(engine: sa.Engine, lease: Lease) -> bool:
     except LeaseLost:
         return False
     return True
+
+
+def expires_ms(engine: sa.Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.scalar(sa.select(leases.c.expires_ms)) or 0)
 
 
 class TestLease:
@@ -91,11 +97,30 @@ class TestLease:
                 lease.fence(connection)
             assert takeover.result(timeout=10)
 
+    def test_it_is_renewed_while_its_holder_works_and_given_back(
+        self, engine: sa.Engine, other: Lease, clock: HandClock
+    ) -> None:
+        brief = Lease(engine, holder="brief", ttl_s=0.04, clock=clock)
+        with brief.kept() as mine:
+            assert mine
+            for _ in range(3):
+                clock.now_ms += 39
+                wait_until(
+                    lambda: expires_ms(engine) == clock.now_ms + 40, timeout_s=30, what="the lease to be renewed"
+                )
+                assert not other.acquire()
+        assert other.acquire()
+        with brief.kept() as mine:
+            assert not mine
+        with other.kept() as mine:
+            assert mine
+        assert other.held  # as before
+
 
 class TestCarried:
     def test_states_and_position_are_read_back(self, engine: sa.Engine, lease: Lease) -> None:
         carried = CarriedStore(engine)
-        assert carried.position() == 0
+        assert carried.position() == REBUILD
         assert carried.load("url", ["a"]) == {}
         carried.save(7, {"url": {"a": b"\x00\xff", "b": b""}, "host": {"a": b"h"}}, lease=lease)
         carried.save(9, {"url": {"b": b"2"}}, lease=lease)
@@ -117,14 +142,10 @@ class TestCarried:
         carried.save(3, {"url": {"a": b"old"}}, lease=lease)
         clock.now_ms += 10_000
         other.acquire()
-        calls: list[Callable[[], Any]] = [
-            lambda: carried.save(4, {"url": {"a": b"new"}}, lease=lease),
-            lambda: carried.clear(lease=lease),
-        ]
-        for call in calls:
-            with pytest.raises(LeaseLost):
-                call()
-        assert carried.position() == 3
+        published: list[int] = []
+        with pytest.raises(LeaseLost):
+            carried.save(4, {"url": {"a": b"new"}}, lease=lease, publish=lambda: published.append(4))
+        assert (carried.position(), published) == (3, [])
         assert carried.load("url", ["a"]) == {"a": b"old"}
 
     def test_states_computed_from_old_ones_are_refused(
@@ -151,10 +172,31 @@ class TestCarried:
         assert carried.position() == 1
         assert carried.load("url", ["a", "b"]) == {"a": b"1"}
 
-    def test_clear_forgets_everything(self, engine: sa.Engine, lease: Lease) -> None:
+    def test_any_process_may_ask_for_a_rebuild_and_the_writer_notices(
+        self, engine: sa.Engine, lease: Lease, other: Lease
+    ) -> None:
         carried = CarriedStore(engine)
         carried.save(3, {"url": {"a": b"1"}}, lease=lease)
-        carried.clear(lease=lease)
-        assert carried.position() == 0
+        CarriedStore(engine).clear(lease=other)
+        with pytest.raises(LeaseLost, match="a rebuild was asked for"):
+            carried.save(4, {}, lease=lease)
+        assert carried.position() == REBUILD
         assert carried.load("url", ["a"]) == {}
         carried.save(1, {}, lease=lease)
+
+    def test_a_rebuild_is_asked_for_between_the_writers_transactions(
+        self, engine: sa.Engine, lease: Lease, other: Lease
+    ) -> None:
+        carried = CarriedStore(engine)
+        with ThreadPoolExecutor(1) as pool:
+            asking: list[Future[None]] = []
+
+            def publish() -> None:
+                asking.append(pool.submit(CarriedStore(engine).clear, lease=other))
+                with pytest.raises(TimeoutError):
+                    asking[0].result(timeout=0.2)
+
+            carried.save(3, {"url": {"a": b"1"}}, lease=lease, publish=publish)
+            asking[0].result(timeout=10)
+        assert carried.position() == REBUILD
+        assert carried.load("url", ["a"]) == {}

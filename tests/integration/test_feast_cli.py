@@ -32,7 +32,8 @@ def write(stores: FeatureStores) -> None:
                 states[column.name] = step
             ts_ms = np.full(len(KEYS), NOW_MS + step * 60_000)
             rows = StateRows(view=view, keys=np.array(KEYS, object), ts_ms=ts_ms, states=states)
-            stores.write(rows, segment=f"{step}", created_ms=NOW_MS)
+            with stores.staged([rows], segment=f"{step}", created_ms=NOW_MS) as publish:
+                publish()
 
 
 def read(stores: FeatureStores) -> list[States]:

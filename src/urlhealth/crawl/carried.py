@@ -1,7 +1,7 @@
 """What the feature pipeline keeps between its batches: each entity's carried state, and how far it has read."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import sqlalchemy as sa
@@ -11,6 +11,9 @@ from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import LOOKUP_CHUNK
 from urlhealth.crawl.schema import carried_states, pipeline_positions
 from urlhealth.errors import LeaseLost
+
+#: The position when what is in the feature stores counts no more: all is to be folded anew.
+REBUILD: Final = -1
 
 _NAME: Final = "features"
 _POSITION: Final = sa.select(pipeline_positions.c.probe_id).where(pipeline_positions.c.name == _NAME)
@@ -29,10 +32,12 @@ class CarriedStore:
         self._seen = threading.local()
 
     def position(self) -> int:
-        """Id of the last probe that is in the carried states; 0 before the first."""
+        """Id of the last probe that is in the carried states, 0 for none; REBUILD if a rebuild is due.
+
+        So it is in a new database: what the feature stores hold then is of another one.
+        """
         with self._engine.connect() as connection:
-            self._seen.position = connection.scalar(_POSITION) or 0
-        position: int = self._seen.position
+            self._seen.position = position = _stored_position(connection)
         return position
 
     def load(self, kind: str, keys: Sequence[str]) -> dict[str, bytes]:
@@ -46,11 +51,21 @@ class CarriedStore:
                 states.update(connection.execute(query).all())
         return states
 
-    def save(self, position: int, states: Mapping[str, Mapping[str, bytes]], *, lease: Lease) -> None:
+    def save(
+        self,
+        position: int,
+        states: Mapping[str, Mapping[str, bytes]],
+        *,
+        lease: Lease,
+        publish: Callable[[], None] | None = None,
+    ) -> None:
         """Replace the position and the given states (by kind and key) in one transaction.
 
+        Args:
+            publish: called within it, when it is certain that this process is the writer, and stays it until the end.
+
         Raises:
-            LeaseLost: another process is the writer, or was meanwhile; nothing was written.
+            LeaseLost: another process is the writer, or was meanwhile; nothing was written or published.
         """
         rows = [
             {"kind": kind, "key": key, "state": state}
@@ -59,6 +74,8 @@ class CarriedStore:
         ]
         with writing(self._engine) as connection:
             self._fence(connection, lease)
+            if publish is not None:
+                publish()
             if rows:
                 upsert = insert(connection, carried_states)
                 upsert = upsert.on_conflict_do_update(
@@ -69,27 +86,30 @@ class CarriedStore:
         self._seen.position = position
 
     def clear(self, *, lease: Lease) -> None:
-        """Forget all states and go back to position 0, for a rebuild.
+        """Forget all states and make the position REBUILD. Any process may, also while another one is the writer.
 
-        Raises:
-            LeaseLost: another process is the writer; nothing was written.
+        That one is refused to save what it has computed from states of before.
         """
         with writing(self._engine) as connection:
-            lease.fence(connection)
+            lease.lock(connection)
             connection.execute(sa.delete(carried_states))
-            self._write_position(connection, 0)
-        self._seen.position = 0
+            self._write_position(connection, REBUILD)
 
     def _fence(self, connection: sa.Connection, lease: Lease) -> None:
         lease.fence(connection)
-        stored = connection.scalar(_POSITION) or 0
+        stored = _stored_position(connection)
         seen = getattr(self._seen, "position", stored)
         if stored != seen:
             raise LeaseLost(
-                f"the carried states were at probe {seen} and are at {stored} now: another process was the writer "
-                "meanwhile, and nothing was written"
+                f"the carried states were at position {seen} and are at {stored} now: another process was the writer "
+                "meanwhile, or a rebuild was asked for, and nothing was written"
             )
 
     def _write_position(self, connection: sa.Connection, position: int) -> None:
         upsert = insert(connection, pipeline_positions).values(name=_NAME, probe_id=position)
         connection.execute(upsert.on_conflict_do_update(index_elements=["name"], set_={"probe_id": position}))
+
+
+def _stored_position(connection: sa.Connection) -> int:
+    position: int | None = connection.scalar(_POSITION)
+    return REBUILD if position is None else position

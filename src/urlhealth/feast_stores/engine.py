@@ -6,6 +6,7 @@ online store goes Feast's own way.
 
 import logging
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from struct import pack
 from typing import Any, Literal
 
@@ -20,9 +21,12 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _get_column_names, _run_pyarrow_field_mapping
 from feast.value_type import ValueType
 
+from urlhealth.errors import InvalidRequest
 from urlhealth.feast_stores.online import PackedOnlineStore, layout_of, table_of
 from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.rows import Row
+from urlhealth.feast_stores.rows import entity_keys as key_bytes
+from urlhealth.vocabulary import Clock, system_clock
 
 _ROWS_A_BATCH = 20_000
 
@@ -52,22 +56,34 @@ class ArrowBatchEngineConfig(FeastConfigBaseModel):
 class ArrowBatchEngine(LocalComputeEngine):
     """Materializes plain feature views straight into packed rows, all in one transaction."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, clock: Clock = system_clock, **kwargs: Any) -> None:
         kwargs.pop("type", None)  # Feast hands over every key of the YAML
         super().__init__(**kwargs)
+        self._clock = clock
 
     def _materialize_one(
         self, registry: BaseRegistry, task: MaterializationTask, **kwargs: Any
     ) -> LocalMaterializationJob:
         view = task.feature_view
-        if not self._is_plain(view):
-            return super()._materialize_one(registry, task, **kwargs)
         job_id = f"{view.name}-{task.start_time}-{task.end_time}"
         try:
+            self._refuse_the_future(task)
+            if not self._is_plain(view):
+                return super()._materialize_one(registry, task, **kwargs)
             self._materialize_plain(registry, task)
         except Exception as error:  # Feast raises it again
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
+
+    def _refuse_the_future(self, task: MaterializationTask) -> None:
+        """Feast records the end as done, and would leave out what comes until then in every incremental run after."""
+        now = datetime.fromtimestamp(self._clock() / 1000, UTC)
+        if task.end_time > now:
+            raise InvalidRequest(
+                f"view {task.feature_view.name} cannot be materialized up to {task.end_time.isoformat()}: that is in "
+                f"the future, it is {now.isoformat(timespec='seconds')} now. Give an end that is not later (times "
+                "without a zone are UTC)"
+            )
 
     def _is_plain(self, view: FeatureView) -> bool:
         return (
@@ -132,17 +148,12 @@ def _rows(
 
 def entity_keys(table: pa.Table, keys: dict[str, ValueType]) -> list[bytes]:
     """Feast's entity keys (serialization version 3) of a table's rows, from join keys and their types."""
-    names = sorted(keys)
-    start = pack("<I", len(names))
-    for name in names:
-        encoded = name.encode()
-        start += pack("<II", ValueType.STRING.value, len(encoded)) + encoded
-    columns = []
-    for name in names:
-        kind, to_bytes = pack("<I", keys[name].value), _KEY_BYTES[keys[name]]
-        values = [to_bytes(value) for value in table.column(name).to_pylist()]
-        columns.append([kind + pack("<I", len(value)) + value for value in values])
-    return [start + b"".join(parts) for parts in zip(*columns, strict=True)]
+    return key_bytes(
+        {
+            name: (kind.value, [_KEY_BYTES[kind](value) for value in table.column(name).to_pylist()])
+            for name, kind in keys.items()
+        }
+    )
 
 
 def _microseconds(column: Any) -> list[int]:

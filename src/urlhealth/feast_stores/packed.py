@@ -155,6 +155,19 @@ class Layout:
                 return heads
         raise StoreUnavailable(other_schema(self.view))
 
+    def field(self, name: str) -> PackedField:
+        """The field of that name."""
+        return self.fields[self._positions[name]]
+
+    def present(self, heads: npt.NDArray[np.void], name: str) -> npt.NDArray[np.bool_]:
+        """Where a field is neither null nor a NaN; shape (n,)."""
+        i = self._positions[name]
+        field = self.fields[i]
+        present: npt.NDArray[np.bool_] = (heads["nulls"][:, i // 8] >> (i % 8)) & 1 == 0
+        if field.fixed and field.length == 1 and field.kind.startswith("float"):
+            present &= ~np.isnan(heads["state"][name])
+        return present
+
     def unpack(self, rows: Sequence[bytes], names: Sequence[str]) -> dict[str, list[Any]]:
         """Values of the named fields by row: `None` for null or NaN, arrays as lists, other kinds as bytes.
 
@@ -169,13 +182,9 @@ class Layout:
             spans[field.name] = (starts.tolist(), ends.tolist())
         columns: dict[str, list[Any]] = {}
         for name in names:
-            i = self._positions[name]
-            field, null = self.fields[i], (heads["nulls"][:, i // 8] >> (i % 8)) & 1 == 1
+            field, null = self.field(name), ~self.present(heads, name)
             if field.fixed:
-                column = heads["state"][name]
-                if field.length == 1 and field.kind.startswith("float"):
-                    null = null | np.isnan(column)
-                values: list[Any] = column.tolist()
+                values: list[Any] = heads["state"][name].tolist()
             else:
                 pieces = [row[start:end] for row, start, end in zip(rows, *spans[name], strict=True)]
                 values = (

@@ -9,7 +9,9 @@ from typing import Any
 
 from feast.infra.registry.file import FileRegistryStore
 from feast.utils import _utc_now
+from google.protobuf.message import DecodeError
 
+from urlhealth.errors import StoreUnavailable
 from urlhealth.feast_stores.paths import REGISTRY_FILE, store_path
 from urlhealth.feast_stores.segments import replace_file
 
@@ -20,6 +22,21 @@ class AtomicFileRegistryStore(FileRegistryStore):
     def __init__(self, registry_config: Any, repo_path: Path | None) -> None:
         # Not calling the base class, whose only work is to choose the path.
         self._filepath = store_path(registry_config.path, repo_path, REGISTRY_FILE)
+
+    def get_registry_proto(self) -> Any:
+        """The registry as it was written last.
+
+        Raises:
+            FileNotFoundError: there is none yet.
+            StoreUnavailable: the file is damaged.
+        """
+        try:
+            return super().get_registry_proto()
+        except DecodeError as error:
+            raise StoreUnavailable(
+                f"Feast's registry {self._filepath} cannot be read: {error}. Move it away: `urlhealth features build` "
+                "or `feast apply` makes it anew"
+            ) from error
 
     def _write_registry(self, registry_proto: Any) -> None:
         registry_proto.version_id = str(uuid.uuid4())

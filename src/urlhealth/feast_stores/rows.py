@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import pack
@@ -27,6 +27,8 @@ Row = tuple[bytes, int, int, bytes]
 
 _BUSY_S = 30.0
 _KEYS_A_QUERY = 1000
+#: Feast's `ValueType.STRING`.
+_STRING = 2
 
 
 class PackedRows:
@@ -99,6 +101,31 @@ class PackedRows:
                 for table in tables:
                     _drop(connection, table)
 
+    def replace(self, successors: Mapping[str, str]) -> None:
+        """In one transaction, delete each table (key) and let its successor (value), if there is one, take its place.
+
+        Raises:
+            StoreUnavailable: the file cannot be written.
+        """
+        if not self.path.exists():
+            return
+        with self._errors("written"), self._writer() as connection:
+            for table, successor in successors.items():
+                _drop(connection, table)
+                if _fingerprint(connection, successor) is not None:
+                    connection.execute(f"ALTER TABLE {_quoted(successor)} RENAME TO {_quoted(table)}")
+                    connection.execute("UPDATE layouts SET view = ? WHERE view = ?", (table, successor))
+
+    def tables(self) -> list[str]:
+        """Names of the tables of views.
+
+        Raises:
+            StoreUnavailable: the file cannot be read.
+        """
+        with self._errors("read"):
+            connection = self._reader()
+            return [] if connection is None else [name for (name,) in connection.execute("SELECT view FROM layouts")]
+
     def _reader(self) -> sqlite3.Connection | None:
         """This thread's connection, opened anew if the path names another file; none without a file."""
         try:
@@ -160,16 +187,29 @@ class PackedRows:
         except (sqlite3.Error, OSError) as error:
             raise StoreUnavailable(
                 f"online store {self.path} cannot be {verb}: {error}. Check the disk and the folder's permissions; a "
-                "damaged file can be deleted and filled again with `feast -c feature_repo materialize "
-                "--disable-event-timestamp`"
+                "damaged file can be moved away, and made anew with `urlhealth features build --rebuild`"
             ) from error
 
 
 def string_keys(join_key: str, values: Sequence[str]) -> list[bytes]:
     """Feast's entity keys (serialization version 3) of entities with one join key that is a string."""
-    name = join_key.encode()
-    start = pack("<III", 1, 2, len(name)) + name + pack("<I", 2)  # 2 is Feast's ValueType.STRING
-    return [start + pack("<I", len(value)) + value for value in map(str.encode, values)]
+    return entity_keys({join_key: (_STRING, [value.encode() for value in values])})
+
+
+def entity_keys(columns: Mapping[str, tuple[int, Sequence[bytes]]]) -> list[bytes]:
+    """Feast's entity keys (serialization version 3), from join key → number of Feast's `ValueType`, values as bytes."""
+    names = sorted(columns)
+    start = pack("<I", len(names))
+    for name in names:
+        encoded = name.encode()
+        start += pack("<II", _STRING, len(encoded)) + encoded
+    parts = []
+    for name in names:
+        kind = pack("<I", columns[name][0])
+        parts.append([kind + pack("<I", len(value)) + value for value in columns[name][1]])
+    if len(parts) == 1:
+        return [start + part for part in parts[0]]
+    return [start + b"".join(key) for key in zip(*parts, strict=True)]
 
 
 def table_name(project: str, view: str) -> str:

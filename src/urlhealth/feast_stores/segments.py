@@ -2,13 +2,21 @@
 
 A segment is written under a hidden name, flushed to disk and renamed, so that a reader sees all of a file or none of
 it, and any number of processes may write. A segment written again under the same name replaces the first.
+
+Who may only write while nobody else does stages a segment first, which takes long and is seen by no reader, and
+publishes it later, which takes a rename.
+
+The pipeline's segments are numbered. A file `<first>-<last>.parquet` holds all those of its day from `first` to `last`,
+merged (`compaction`); readers leave out what such a file stands for.
 """
 
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +31,119 @@ if TYPE_CHECKING:
 _DAY_US = 86_400_000_000
 _DAY_FOLDER = re.compile(r"day=(\d{4}-\d{2}-\d{2})")
 _MAGIC = b"PAR1"
+_STAGING = ".staged"
+_NUMBERED = re.compile(r"(\d{16})(?:-(\d{16}))?\.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """Files that are on disk, and that no reader sees before :meth:`publish`."""
+
+    folder: Path
+    #: Name of the segment that these are all files of; None for merged files.
+    segment: str | None
+    #: Hidden file → the file that it becomes.
+    files: Mapping[Path, Path]
+
+    def publish(self) -> None:
+        """Show the files to readers, in place of those of the same name, and of others of the segment.
+
+        Raises:
+            StoreUnavailable: the folder cannot be written.
+        """
+        with _writing(self.segment or "(merged)", self.folder):
+            for hidden, final in self.files.items():
+                final.parent.mkdir(exist_ok=True)
+                hidden.replace(final)
+                _flush(final.parent)
+            _flush(self.folder)
+            if self.segment is not None:
+                _remove_others(self.folder, self.segment, set(self.files.values()))
+
+    def discard(self) -> None:
+        """Delete what was not published."""
+        for hidden in self.files:
+            hidden.unlink(missing_ok=True)
+
+
+def stage(folder: Path, table: Any, *, timestamp_column: str, segment: str) -> Staged:
+    """Write `table` as :func:`append` does, but hidden from readers until it is published.
+
+    Raises:
+        StoreUnavailable: the folder cannot be written.
+        ValueError: as in :func:`append`.
+    """
+    parts = _by_day(table, timestamp_column, segment)
+    return _stage(folder, segment, ((folder / day / f"{segment}.parquet", part) for day, part in parts))
+
+
+def stage_merged(files: Sequence[Path], *, sort_by: Sequence[str]) -> Staged:
+    """Write the rows of numbered files of one day, which follow each other, as the one that stands for them all.
+
+    Args:
+        sort_by: names of columns; of rows that are equal in them, those of the first file come first.
+
+    Raises:
+        OSError, ValueError: a file cannot be read, or is of another schema.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    spans = [span for file in files if (span := span_of(file.name))]
+    tables = []
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            tables.append(parquet.read().replace_schema_metadata(None))
+    table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in sort_by])
+    day = files[0].parent
+    return _stage(day.parent, None, [(day / f"{spans[0][0]}-{spans[-1][1]}.parquet", table)])
+
+
+def span_of(name: str) -> tuple[str, str] | None:
+    """The first and the last of the numbered segments that a file of that name stands for; None for other files."""
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], match[2] or match[1]) if match else None
+
+
+def in_force(names: Iterable[str]) -> list[str]:
+    """Those of the files of a day that no merged one among them stands for."""
+    kept, numbered = [], []
+    for name in names:
+        span = span_of(name)
+        if span is None:
+            kept.append(name)
+        else:
+            numbered.append((int(span[0]), -int(span[1]), name))
+    newest = -1
+    for _, minus_last, name in sorted(numbered):
+        if -minus_last > newest:
+            newest = -minus_last
+            kept.append(name)
+    return kept
+
+
+def _stage(folder: Path, segment: str | None, parts: Iterable[tuple[Path, Any]]) -> Staged:
+    import pyarrow.parquet as pq
+
+    files: dict[Path, Path] = {}
+    staged = Staged(folder=folder, segment=segment, files=files)
+    try:
+        with _writing(segment or "(merged)", folder):
+            (folder / _STAGING).mkdir(parents=True, exist_ok=True)
+            for final, part in parts:
+                hidden = folder / _STAGING / uuid.uuid4().hex
+                files[hidden] = final
+                pq.write_table(part, hidden, compression="zstd")
+                _flush(hidden)
+    except BaseException:
+        staged.discard()
+        raise
+    return staged
+
+
+def discard_staged(folder: Path) -> None:
+    """Delete what killed writers left staged; not while another one writes."""
+    shutil.rmtree(folder / _STAGING, ignore_errors=True)
 
 
 def append(folder: Path, table: Any, *, timestamp_column: str, segment: str) -> None:
@@ -34,6 +155,16 @@ def append(folder: Path, table: Any, *, timestamp_column: str, segment: str) -> 
         StoreUnavailable: the folder cannot be written.
         ValueError: the segment's name cannot be one of a file, or a row has no timestamp.
     """
+    with _writing(segment, folder):
+        written = {
+            write_atomically(part, folder / day / f"{segment}.parquet")
+            for day, part in _by_day(table, timestamp_column, segment)
+        }
+        _remove_others(folder, segment, written)
+
+
+def _by_day(table: Any, timestamp_column: str, segment: str) -> Iterator[tuple[str, Any]]:
+    """The folder's name and the rows of each UTC day of `timestamp_column`."""
     if not segment or segment.startswith((".", "_")) or "/" in segment:
         raise ValueError(f"segment name {segment!r} cannot be used: no '/', no leading '.' or '_', not empty")
     table = in_microseconds(table)
@@ -42,14 +173,21 @@ def append(folder: Path, table: Any, *, timestamp_column: str, segment: str) -> 
         raise ValueError(f"segment {segment!r}: {instants.null_count} rows have no {timestamp_column}")
     days = instants.cast("int64").to_numpy() // _DAY_US
     distinct = np.unique(days)
+    for day in distinct.tolist():
+        part = table if len(distinct) == 1 else table.filter(days == day)
+        yield datetime.fromtimestamp(day * 86_400, UTC).strftime("day=%Y-%m-%d"), part
+
+
+def _remove_others(folder: Path, segment: str, written: set[Path]) -> None:
+    """Delete the segment's files of days that it has no rows of any more."""
+    for stale in set(folder.glob(f"day=*/{segment}.parquet")) - written:
+        stale.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(segment: str, folder: Path) -> Iterator[None]:
     try:
-        written = []
-        for day in distinct.tolist():
-            part = table if len(distinct) == 1 else table.filter(days == day)
-            name = datetime.fromtimestamp(day * 86_400, UTC).strftime("day=%Y-%m-%d")
-            written.append(write_atomically(part, folder / name / f"{segment}.parquet"))
-        for stale in set(folder.glob(f"day=*/{segment}.parquet")).difference(written):
-            stale.unlink(missing_ok=True)
+        yield
     except OSError as error:
         raise StoreUnavailable(f"offline store: segment {segment} cannot be written to {folder}: {error}") from error
 
@@ -95,8 +233,8 @@ def in_microseconds(table: Any) -> Any:
 def files(path: Path, *, since_us: int | None = None, until_us: int | None = None) -> list[Path]:
     """The Parquet files of a dataset (or `path` itself, if it is a file), sorted by name.
 
-    Hidden files, which are those being written, are left out; so are folders of days wholly outside
-    `[since_us, until_us]` (microseconds since 1970 UTC).
+    Hidden files, which are those being written, are left out; so are those that a merged file stands for, and folders
+    of days wholly outside `[since_us, until_us]` (microseconds since 1970 UTC).
 
     Raises:
         StoreUnavailable: a file is cut short; names it.
@@ -106,8 +244,9 @@ def files(path: Path, *, since_us: int | None = None, until_us: int | None = Non
     else:
         found, folders = [], [path]
         while folders:
+            folder, names = folders.pop(), []
             try:
-                entries = list(os.scandir(folders.pop()))
+                entries = list(os.scandir(folder))
             except FileNotFoundError:
                 continue
             for entry in entries:
@@ -117,12 +256,13 @@ def files(path: Path, *, since_us: int | None = None, until_us: int | None = Non
                     if _in_range(entry.name, since_us, until_us):
                         folders.append(Path(entry.path))
                 elif entry.name.endswith(".parquet"):
-                    found.append(Path(entry.path))
+                    names.append(entry.name)
+            found += [folder / name for name in in_force(names)]
     torn = [file for file in found if not _is_whole(file)]
     if torn:
         raise StoreUnavailable(
             f"offline store: {torn[0]} is not a whole Parquet file ({len(torn)} such). Restore or delete it; what the "
-            "platform wrote can be made anew from stored probes with `urlhealth features build`"
+            "platform wrote can be made anew from stored probes with `urlhealth features build --rebuild`"
         )
     return sorted(found)
 
@@ -187,7 +327,15 @@ def scan(
 
 def clear(folder: Path) -> None:
     """Delete a dataset; readers that listed it before may fail, later ones find it empty."""
+    replace(folder, None)
+
+
+def replace(folder: Path, successor: Path | None) -> None:
+    """Delete a dataset and let the one at `successor`, if there is one, take its place."""
+    doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     if folder.exists():
-        doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         folder.rename(doomed)
-        shutil.rmtree(doomed)
+    if successor is not None and successor.exists():
+        successor.rename(folder)
+        _flush(folder.parent)
+    shutil.rmtree(doomed, ignore_errors=True)

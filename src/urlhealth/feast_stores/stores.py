@@ -3,8 +3,11 @@
 import copy
 import hashlib
 import importlib.util
+import shutil
 import threading
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -14,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from urlhealth.errors import ConfigurationError
+from urlhealth.errors import ConfigurationError, StoreUnavailable
 from urlhealth.feast_stores import segments
+from urlhealth.feast_stores.compaction import Compactor
 from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_FILE, store_path
-from urlhealth.feast_stores.rows import PackedRows, string_keys, table_name
+from urlhealth.feast_stores.rows import PackedRows, Row, string_keys, table_name
 from urlhealth.features.catalog import STATE_VIEWS
 from urlhealth.features.columns import StateRows, States, StateView
 from urlhealth.settings import ROOT, Settings
@@ -30,6 +34,9 @@ _REPO = ROOT / "feature_repo"
 _OFFLINE = "urlhealth.feast_stores.offline.UrlHealthOfflineStore"
 _ONLINE = "urlhealth.feast_stores.online.PackedOnlineStore"
 _REGISTRY = "urlhealth.feast_stores.registry.AtomicFileRegistryStore"
+_EVENT, _CREATED = "event_timestamp", "created_timestamp"
+#: Names of drafts begin so: of their hidden folders, and of their tables.
+_DRAFT = ".draft-"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,40 +58,82 @@ class FeatureStores:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
+        self._leftovers = True
 
-    def write(self, rows: StateRows, *, segment: str, created_ms: int) -> None:
-        """Append states to the view's dataset and make the newest ones readable online.
+    def check(self) -> None:
+        """Touch the offline and the online store and the registry.
+
+        Raises:
+            ConfigurationError: Feast's stores are not the embedded ones.
+            StoreUnavailable: one cannot be used; names it.
+        """
+        self._online.tables()
+        with suppress(FileNotFoundError), _touching("offline store", self._offline):
+            next(self._offline.iterdir(), None)
+        registry = self._registry_file
+        if registry is not None:
+            with suppress(FileNotFoundError), _touching("Feast's registry", registry):
+                registry.read_bytes()
+
+    @contextmanager
+    def staged(self, rows: Iterable[StateRows], *, segment: str, created_ms: int) -> Iterator[Callable[[], None]]:
+        """Put states on disk; what is yielded makes them readable, offline and online, when it is called.
+
+        Where there are many small segments, some are merged with them.
+
+        States that were not published by the end of the `with` block are deleted.
 
         Args:
-            segment: name of the rows' segment; written again under the same name, it replaces the first.
+            segment: name of the rows' segment; published again under the same name, it replaces the first.
             created_ms: when the states were computed, ms since 1970 UTC; breaks ties of equal event times.
 
         Raises:
             ConfigurationError: Feast's stores are not the embedded ones.
             StoreUnavailable: a store cannot be written.
         """
-        import pyarrow as pa
+        parts = [part for part in rows if len(part)]
+        staged: list[segments.Staged] = []
+        online = [(part.view, _packed(part, created_ms)) for part in parts]
 
-        if not len(rows):
+        def publish() -> None:
+            for item in staged:
+                item.publish()
+                self._compactor.published(item.files.values())
+            for view, packed in online:
+                self._online.write(self._table(view), _layout(view), packed)
+            self._discard_leftovers()
+
+        try:
+            for part in parts:
+                folder, table = self._offline / part.view.name, _arrow(part, created_ms)
+                staged.append(segments.stage(folder, table, timestamp_column=_EVENT, segment=segment))
+            merged = self._compactor.stage(before=segment)
+            if merged is not None:
+                staged.append(merged)
+            yield publish
+        finally:
+            for item in staged:
+                item.discard()
+
+    @contextmanager
+    def draft(self) -> Iterator["Draft"]:
+        """Stores of all states made anew, which take the place of those in use by :meth:`Draft.publish`."""
+        draft = Draft(self._offline, self._online, {view: self._table(view) for view in STATE_VIEWS})
+        try:
+            yield draft
+        finally:
+            draft.discard()
+
+    def _discard_leftovers(self) -> None:
+        """Once, and while this process is the only writer: delete what killed ones had staged and drafted."""
+        if not self._leftovers:
             return
-        view, event_us = rows.view, rows.ts_ms * 1000
-        instant = pa.timestamp("us", "UTC")
-        table = pa.table(
-            {
-                view.entity: pa.array(rows.keys, pa.string()),
-                "event_timestamp": pa.array(event_us).cast(instant),
-                "created_timestamp": pa.array(np.full(len(rows), created_ms * 1000)).cast(instant),
-                **view.to_arrow(rows.states),
-            }
-        )
-        segments.append(self._offline / view.name, table, timestamp_column="event_timestamp", segment=segment)
-        newest = _newest(rows.keys, event_us)
-        keys = string_keys(view.entity, rows.keys[newest].tolist())
-        packed = _layout(view).pack_states(rows.states[newest])
-        created_us = [created_ms * 1000] * len(keys)
-        self._online.write(
-            self._table(view), _layout(view), zip(keys, event_us[newest].tolist(), created_us, packed, strict=True)
-        )
+        for view in STATE_VIEWS:
+            segments.discard_staged(self._offline / view.name)
+        for folder in self._offline.glob(".*"):  # drafts, and what they have taken the place of
+            shutil.rmtree(folder, ignore_errors=True)
+        self._online.drop([table for table in self._online.tables() if table.startswith(_DRAFT)])
+        self._leftovers = False
 
     def read(self, view: StateView, keys: Sequence[str]) -> OnlineStates:
         """The newest states of the entities with these keys, in their order; no Feast, no protobuf.
@@ -116,17 +165,12 @@ class FeatureStores:
         online rows; they can be filled again with `feast materialize`.
         """
         stamp = self._settings.feast_home / "applied"
-        if stamp.exists() and stamp.read_text() == self._definitions and self._registry_is_there():
+        registry = self._registry_file
+        if (registry is None or registry.exists()) and stamp.exists() and stamp.read_text() == self._definitions:
             return False
         _apply(self.feast())
         segments.replace_file(stamp, lambda temporary: temporary.write_text(self._definitions))
         return True
-
-    def clear(self) -> None:
-        """Delete all states, offline and online; the registry stays."""
-        self._online.drop(self._table(view) for view in STATE_VIEWS)
-        for view in STATE_VIEWS:
-            segments.clear(self._offline / view.name)
 
     @cached_property
     def _yaml(self) -> dict[str, Any]:
@@ -167,6 +211,10 @@ class FeatureStores:
         return self._store("offline_store", _OFFLINE)
 
     @cached_property
+    def _compactor(self) -> Compactor:
+        return Compactor({self._offline / view.name: (view.entity, _EVENT, _CREATED) for view in STATE_VIEWS})
+
+    @cached_property
     def _online(self) -> PackedRows:
         return PackedRows(self._store("online_store", _ONLINE))
 
@@ -182,17 +230,99 @@ class FeatureStores:
     def _table(self, view: StateView) -> str:
         return table_name(self._yaml["project"], view.name)
 
-    def _registry_is_there(self) -> bool:
+    @property
+    def _registry_file(self) -> Path | None:
         registry = self._yaml.get("registry")
         if isinstance(registry, dict) and registry.get("registry_store_type") == _REGISTRY:
-            return Path(registry["path"]).exists()
-        return True
+            return Path(registry["path"])
+        return None
 
     @cached_property
     def _definitions(self) -> str:
         """Fingerprint of all that the registry is made from."""
         parts = [repr(STATE_VIEWS), (_REPO / "definitions.py").read_text(), repr(self._yaml), version("feast")]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class Draft:
+    """All states made anew: datasets and online tables under hidden names, until they are published."""
+
+    def __init__(self, offline: Path, online: PackedRows, tables: Mapping[StateView, str]) -> None:
+        """`tables`: name of each view's online table."""
+        name = f"{_DRAFT}{uuid.uuid4().hex}"
+        self._offline = offline
+        self._folder = offline / name
+        self._online = online
+        self._tables = tables
+        self._drafts = {view: f"{name}.{table}" for view, table in tables.items()}
+
+    def write(self, rows: StateRows, *, segment: str, created_ms: int) -> None:
+        """Add states, as :meth:`FeatureStores.staged` does.
+
+        Raises:
+            StoreUnavailable: a store cannot be written.
+        """
+        if len(rows):
+            view = rows.view
+            segments.append(
+                self._folder / view.name, _arrow(rows, created_ms), timestamp_column=_EVENT, segment=segment
+            )
+            self._online.write(self._drafts[view], _layout(view), _packed(rows, created_ms))
+
+    def publish(self) -> None:
+        """Delete all states in use, and let those of the draft take their place.
+
+        Raises:
+            StoreUnavailable: a store cannot be written.
+        """
+        try:
+            for view in self._tables:
+                segments.replace(self._offline / view.name, self._folder / view.name)
+        except OSError as error:
+            raise StoreUnavailable(f"offline store {self._offline} cannot be written: {error}") from error
+        self._online.replace({table: self._drafts[view] for view, table in self._tables.items()})
+
+    def discard(self) -> None:
+        """Delete what was not published."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._online.drop(self._drafts.values())
+
+
+@contextmanager
+def _touching(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{what} {path} cannot be used ({error.strerror}): give this user the right to use it, or move it away and "
+            "run `urlhealth features build --rebuild`"
+        ) from error
+
+
+def _arrow(rows: StateRows, created_ms: int) -> Any:
+    """The states as a `pyarrow.Table`, as the offline store keeps them."""
+    import pyarrow as pa
+
+    instant = pa.timestamp("us", "UTC")
+    return pa.table(
+        {
+            rows.view.entity: pa.array(rows.keys, pa.string()),
+            _EVENT: pa.array(rows.ts_ms * 1000).cast(instant),
+            _CREATED: pa.array(np.full(len(rows), created_ms * 1000)).cast(instant),
+            **rows.view.to_arrow(rows.states),
+        }
+    )
+
+
+def _packed(rows: StateRows, created_ms: int) -> list[Row]:
+    """The newest state of each entity, as the online store keeps it."""
+    event_us = rows.ts_ms * 1000
+    newest = _newest(rows.keys, event_us)
+    keys = string_keys(rows.view.entity, rows.keys[newest].tolist())
+    packed = _layout(rows.view).pack_states(rows.states[newest])
+    return list(zip(keys, event_us[newest].tolist(), [created_ms * 1000] * len(keys), packed, strict=True))
 
 
 @lru_cache
