@@ -1,8 +1,9 @@
 """The crawl's durable store, the same over every backend."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol, TypeVar
 
@@ -10,15 +11,22 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from serving import schemas
+from urlhealth.crawl import tasks
+from urlhealth.crawl.database import writing
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.monitors import next_slot
-from urlhealth.crawl.schema import predictions, probes
+from urlhealth.crawl.records import remember
+from urlhealth.crawl.schema import predictions, probes, task_urls
 from urlhealth.crawl.store import CrawlStore
-from urlhealth.errors import InvalidCursor, InvalidRequest, InvalidUrls, LeaseLost, NotFound
+from urlhealth.errors import InvalidCursor, InvalidRequest, InvalidUrls, KeyReused, LeaseLost, NotFound
 from urlhealth.features.verdicts import Verdicts
+from urlhealth.printing import result_json
 from urlhealth.probing.urls import parse_target
 from urlhealth.vocabulary import (
     DEFAULT_OPTIONS,
+    LOCAL_OWNER,
+    Attempt,
     CrawlTask,
     Freshness,
     Health,
@@ -30,7 +38,9 @@ from urlhealth.vocabulary import (
     ProbeRequest,
     ProbeResult,
     ProbeSource,
+    Served,
     Target,
+    TaskResult,
     TaskStatus,
 )
 
@@ -55,6 +65,10 @@ FULL = ProbeResult(
     http_version="2",
     cert_expires_ms=T0 + 86_400_000,
     error="the server answered 503",
+    attempts=(
+        Attempt(ts_ms=T0 - 9, outcome=Outcome.TIMEOUT, dns_ms=0.5, error="no answer"),
+        Attempt(ts_ms=T0, outcome=Outcome.HTTP_ERROR, status_code=503, total_ms=12.25),
+    ),
 )
 
 Item = TypeVar("Item")
@@ -66,9 +80,21 @@ class HandClock(Protocol):
     def __call__(self) -> int: ...
 
 
+class NumberingStore(CrawlStore):
+    """Numbers the targets of what is filed, as the runner does, who has read them from the store."""
+
+    def file_results(self, results: Sequence[Probed], *, worker: str, lease: Lease) -> int:
+        numbered = []
+        with writing(self._engine) as connection:
+            for p in results:
+                ((_, number),) = remember(connection, p.request.owner, [p.request.target], now_ms=T0).items()
+                numbered.append(replace(p, request=replace(p.request, target_id=number)))
+        return super().file_results(numbered, worker=worker, lease=lease)
+
+
 @pytest.fixture
 def store(engine: sa.Engine, clock: HandClock) -> CrawlStore:
-    return CrawlStore(engine, clock=clock)
+    return NumberingStore(engine, clock=clock)
 
 
 def probed(
@@ -79,7 +105,13 @@ def probed(
     options: ProbeOptions = DEFAULT_OPTIONS,
 ) -> Probed:
     task_id = task.task_id if task else None
-    request = ProbeRequest(target=parse_target(result.target), options=options, task_id=task_id, monitor_id=monitor_id)
+    request = ProbeRequest(
+        target=parse_target(result.target),
+        options=options,
+        owner=task.owner if task else LOCAL_OWNER,
+        task_id=task_id,
+        monitor_id=monitor_id,
+    )
     return Probed(request=request, result=result)
 
 
@@ -133,9 +165,121 @@ class TestTasks:
         with pytest.raises(InvalidRequest, match="empty"):
             store.create_task([])
 
+    def test_a_task_is_made_of_an_iterator_and_seen_when_it_is_complete(
+        self, store: CrawlStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tasks, "CHUNK", 2)
+        seen: list[int] = []
+
+        def urls() -> Iterator[str]:
+            for i in range(5):
+                seen.append(len(store.tasks(limit=10).items) + len(store.open_tasks(limit=10)))
+                yield f"https://u{i % 4}.example.com/"
+
+        task = store.create_task(urls())
+        assert (task.total, seen) == (5, [0] * 5)
+        assert store.task(task.task_id) == task
+        assert [item.sent_url[8:10] for item in store.iter_results(task.task_id)] == ["u0", "u1", "u2", "u3", "u0"]
+        assert len(store.waiting_targets(1, after=0, limit=10)) == 4
+
+    @pytest.mark.parametrize(
+        ("last", "error"), [(ConnectionResetError("gone"), ConnectionResetError), ("nonsense", InvalidUrls)]
+    )
+    def test_a_task_that_breaks_off_is_gone(
+        self,
+        store: CrawlStore,
+        engine: sa.Engine,
+        monkeypatch: pytest.MonkeyPatch,
+        last: Any,
+        error: type[Exception],
+    ) -> None:
+        monkeypatch.setattr(tasks, "CHUNK", 2)
+
+        def urls() -> Iterator[str]:
+            yield from (A, B, C)
+            if isinstance(last, Exception):
+                raise last
+            yield last
+
+        with pytest.raises(error) as caught:
+            store.create_task(urls())
+        if isinstance(caught.value, InvalidUrls):
+            assert list(caught.value.problems) == [3]
+        with engine.connect() as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(task_urls)) == 0
+
+    def test_a_task_whose_sender_was_killed_is_gone_in_the_end(
+        self, store: CrawlStore, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tasks, "CHUNK", 2)
+
+        def urls() -> Iterator[str]:
+            yield from (A, B, C, A)
+            store.drop_broken_off()
+            yield B
+            clock.now_ms += tasks.BROKEN_OFF_MS + 1
+            store.drop_broken_off()  # as another process does, which takes this one for dead
+            yield from (A, B)
+
+        with pytest.raises(InvalidRequest, match="send the task again"):
+            store.create_task(urls())
+
+    def test_the_same_key_and_urls_make_one_task(self, store: CrawlStore) -> None:
+        first = store.create_task([A, B], idempotency_key="k")
+        cancelled = store.cancel_task(first.task_id)
+        assert store.create_task(iter([A, B]), idempotency_key="k") == cancelled
+        assert store.create_task([A, B], idempotency_key="k", owner="ann").task_id != first.task_id
+        for urls, options in (([A], DEFAULT_OPTIONS), ([A, B], ProbeOptions(timeout_s=1))):
+            with pytest.raises(KeyReused, match=first.task_id):
+                store.create_task(urls, options=options, idempotency_key="k")
+        assert len(store.tasks(limit=10).items) == 1
+        store.delete_task(first.task_id)
+        assert store.create_task([A], idempotency_key="k").task_id != first.task_id
+
+    def test_of_two_at_once_with_one_key_the_later_one_gets_the_task_of_the_earlier(self, store: CrawlStore) -> None:
+        made: list[CrawlTask] = []
+
+        def urls() -> Iterator[str]:
+            yield A
+            if not made:
+                made.append(store.create_task([A], idempotency_key="k"))
+
+        assert store.create_task(urls(), idempotency_key="k") == made[0]
+        assert store.tasks(limit=10).items == made
+
+    def test_an_event_says_what_is_new(self, store: CrawlStore, lease: Lease) -> None:
+        task = store.create_task([A])
+        queued = store.task_event(task.task_id)
+        assert queued is not None
+        assert queued.task == task
+        assert store.task_event(task.task_id, after=queued.event_id) is None
+        store.file_results([probed(result(A), task=task)], worker="w", lease=lease)
+        done = store.task_event(task.task_id, after=queued.event_id)
+        assert done is not None
+        assert done.task == store.task(task.task_id)
+
+    def test_results_are_read_as_they_come(
+        self, store: CrawlStore, lease: Lease, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tasks, "_PAGE", 2)
+        store.import_probes(history(A, T0 - 1))
+        before = store.last_probe_id()
+        task, other = store.create_task([A, B, "https://A.example.com", C]), store.create_task([A])
+        assert store.answered(task.task_id, after=before) == []
+        for batch in ([result(B), FULL], [result(C)]):
+            store.file_results([probed(r, task=t) for r in batch for t in (other, task)], worker="w", lease=lease)
+        rows: list[tasks.Answered] = []
+        while some := store.answered(task.task_id, after=rows[-1].probe_id if rows else before):
+            rows += some
+        assert [row.position for row in rows] == [1, 0, 2, 3]
+        assert [row.sent_url for row in rows] == [B, A, "https://A.example.com", C]
+        full = TaskResult(position=0, sent_url=A, result=FULL)
+        assert json.loads(result_json(rows[1])) == schemas.TaskResult.of(full).model_dump(mode="json")
+        assert list(json.loads(result_json(rows[0]))) == list(schemas.TaskResult.model_fields)
+
     def test_tasks_of_other_owners_are_not_found(self, store: CrawlStore) -> None:
         task = store.create_task([A], owner="ann")
-        for call in (store.task, store.delete_task):
+        for call in (store.task, store.cancel_task, store.delete_task):
             with pytest.raises(NotFound, match=task.task_id):
                 call(task.task_id, owner="bob")
         with pytest.raises(NotFound):
@@ -251,6 +395,31 @@ class TestFiling:
         store.file_results([bad, good], worker="w", lease=lease)
         assert store.task(strict.task_id).outcomes == {"tls": 1}
         assert store.task(lax.task_id).outcomes == {"ok": 1}
+
+    def test_a_cancelled_task_keeps_its_status_and_the_results_of_probes_that_were_made(
+        self, store: CrawlStore, lease: Lease, clock: HandClock
+    ) -> None:
+        task = store.create_task([A, B])
+        store.file_results([probed(result(A), task=task)], worker="w", lease=lease)
+        cancelled = store.cancel_task(task.task_id)
+        assert (cancelled.status, cancelled.done, cancelled.finished_ms) == (TaskStatus.CANCELLED, 1, T0)
+        clock.now_ms += 1
+        assert store.cancel_task(task.task_id) == cancelled == store.task(task.task_id)
+        assert store.open_tasks(limit=10) == []
+        store.file_results([probed(result(B), task=task)], worker="w", lease=lease)
+        assert store.task(task.task_id) == replace(cancelled, done=2, outcomes={"ok": 2})
+
+    def test_a_done_task_cannot_be_cancelled(self, store: CrawlStore, lease: Lease) -> None:
+        task = store.create_task([A])
+        store.file_results([probed(result(A), task=task)], worker="w", lease=lease)
+        assert store.cancel_task(task.task_id).status is TaskStatus.DONE
+
+    def test_the_late_result_of_a_deleted_task_is_its_owners(self, store: CrawlStore, lease: Lease) -> None:
+        task = store.create_task([A], owner="ann")
+        store.delete_task(task.task_id, owner="ann")
+        store.file_results([probed(result(A), task=task)], worker="w", lease=lease)
+        assert store.targets(limit=10).items == []
+        assert store.count_verdicts_after(0) == 1
 
     def test_results_for_what_was_deleted_become_history(self, store: CrawlStore, lease: Lease) -> None:
         task, monitor = store.create_task([A]), store.create_monitor(B, interval_s=60)
@@ -378,7 +547,7 @@ class TestMonitors:
         clock.now_ms = monitor.next_due_ms - 1
         assert store.take_due_monitors(10, lease=lease) == []
         clock.now_ms += 1
-        assert store.take_due_monitors(10, lease=lease) == [monitor]
+        assert [m for _, m in store.take_due_monitors(10, lease=lease)] == [monitor]
         assert store.take_due_monitors(10, lease=lease) == []
         (moved,) = store.monitors(limit=10).items
         assert moved == replace(monitor, next_due_ms=monitor.next_due_ms + 60_000)
@@ -389,11 +558,28 @@ class TestMonitors:
         assert len(store.take_due_monitors(10, lease=lease)) == 1
         assert store.monitors(limit=1).items[0].next_due_ms == monitor.next_due_ms + 11 * 60_000
 
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_a_clock_that_is_set_back_delays_no_monitor(
+        self, store: CrawlStore, lease: Lease, engine: sa.Engine, clock: HandClock, restarted: bool
+    ) -> None:
+        clock.now_ms += 86_400_000
+        ahead = store.create_monitor(A, interval_s=60)
+        assert store.take_due_monitors(10, lease=lease) == []
+        clock.now_ms -= 86_400_000
+        right = store.create_monitor(B, interval_s=60)
+        if restarted:
+            store = NumberingStore(engine, clock=clock)
+        assert [m.monitor_id for _, m in store.take_due_monitors(10, lease=lease)] == [ahead.monitor_id]
+        assert {m.next_due_ms for m in store.monitors(limit=10).items} == {
+            next_slot(A, 60, clock.now_ms),
+            right.next_due_ms,
+        }
+
     def test_the_longest_due_come_first_up_to_the_limit(self, store: CrawlStore, clock: HandClock) -> None:
         made = [store.create_monitor(f"https://m{i}.example.com/", interval_s=3600) for i in range(5)]
         clock.now_ms += 3_600_000
         expected = sorted(made, key=lambda monitor: monitor.next_due_ms)[:3]
-        assert store.due_monitors(3) == expected
+        assert [m for _, m in store.due_monitors(3)] == expected
 
     def test_slots_are_spread_over_the_interval(self) -> None:
         slots = [next_slot(f"https://m{i}.example.com/", 600, T0) - T0 for i in range(600)]
@@ -442,8 +628,9 @@ def test_predictions_are_logged_as_they_were_served(store: CrawlStore, engine: s
         model="url-health",
         model_version="3",
     )
-    store.log_predictions("request-1", [served, replace(served, horizon="1h")], owner="ann")
-    store.log_predictions("request-2", [], owner="ann")
+    both = [served, replace(served, horizon="1h")]
+    store.log_predictions([Served(request_id="request-1", owner="ann", ts_ms=T0, predictions=both)])
+    store.log_predictions([])
     with engine.connect() as connection:
         rows = [dict(row) for row in connection.execute(sa.select(predictions)).mappings()]
     assert [(row["request_id"], row["horizon"]) for row in rows] == [("request-1", "24h"), ("request-1", "1h")]
@@ -457,6 +644,7 @@ def test_processes_that_write_at_once_wait_for_each_other(store: CrawlStore, dat
 import sys
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.store import CrawlStore
+from urlhealth.printing import result_json
 from urlhealth.probing.urls import parse_target
 from urlhealth.vocabulary import Outcome, ProbeResult
 store, name = CrawlStore(open_database(sys.argv[1])), sys.argv[2]

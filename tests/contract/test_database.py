@@ -1,5 +1,6 @@
 """Opening the database: from empty, by several at once, and what is said when it cannot be."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from urlhealth.crawl import migrations
 from urlhealth.crawl.database import REVISIONS, VERSION_TABLE, open_database, writing
@@ -43,31 +44,48 @@ def test_migrations_make_the_tables_of_the_schema(engine: sa.Engine) -> None:
     assert made == declared
 
 
-def test_migrations_make_the_very_statements_of_the_schema(tmp_path: Path) -> None:
-    engine = open_database(f"sqlite:///{tmp_path / 'urlhealth.db'}")
-    statements = sa.text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'")
+def test_migrating_makes_what_an_empty_database_gets_at_once(database_url: str) -> None:
+    made = open_database(database_url)
+    at_once = schema_of(made)
+    metadata.drop_all(made)
+    with writing(made) as connection:
+        connection.execute(sa.text(f"DROP TABLE {VERSION_TABLE}"))
+        command.upgrade(alembic(connection), "0001")
+    made.dispose()
+    migrated = open_database(database_url)
+    assert schema_of(migrated) == at_once
+    migrated.dispose()
+
+
+def schema_of(engine: sa.Engine) -> dict[str, object]:
+    """Columns by table; the words of each table's and index's definition, in any order (a new column comes last)."""
+    definitions = (
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'"
+        if engine.dialect.name == "sqlite"
+        else "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema()"
+    )
     with engine.connect() as connection:
-        made = {name: _squeezed(sql) for name, sql in connection.execute(statements) if name != VERSION_TABLE}
-    declared = {name: str(CreateTable(table).compile(engine)) for name, table in metadata.tables.items()}
-    for table in metadata.tables.values():
-        declared |= {str(index.name): str(CreateIndex(index).compile(engine)) for index in table.indexes}
-    assert made == {name: _squeezed(sql) for name, sql in declared.items()}
+        words = {name: sorted(re.findall(r"[\w.]+", sql)) for name, sql in connection.execute(sa.text(definitions))}
+    return {name: sorted(found) for name, found in columns(engine).items()} | words
 
 
-def _squeezed(sql: str) -> list[str]:
-    """The statement's lines, in any order (SQLAlchemy moves constraints about)."""
-    return sorted(line.strip().rstrip(",") for line in sql.strip().splitlines())
+def alembic(connection: sa.Connection | None = None) -> Config:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.set_main_option("path_separator", "os")
+    return config
 
 
 def test_the_revisions_known_are_those_there_are() -> None:
-    config = Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    config.set_main_option("path_separator", "os")
-    revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+    revisions = [script.revision for script in ScriptDirectory.from_config(alembic()).walk_revisions()]
     assert tuple(reversed(revisions)) == REVISIONS
 
 
-def test_opening_again_needs_no_alembic_and_keeps_what_is_there(database_url: str) -> None:
+def test_only_migrating_needs_alembic_and_what_is_there_is_kept(database_url: str) -> None:
+    program = "import sys; from urlhealth.crawl.database import open_database; open_database(sys.argv[1]);"
+    program += "print('alembic' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", program, database_url], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False"]
     first = open_database(database_url)
     with writing(first) as connection:
         connection.execute(sa.insert(metadata.tables["leases"]).values(name="kept", holder="", expires_ms=0))

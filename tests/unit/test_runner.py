@@ -1,7 +1,8 @@
 """The runner's turns, with a dispatcher whose results the test lets through."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -46,10 +47,14 @@ class HandDispatcher:
         self.waiting += requests
         self.submitted += requests
 
-    def results(self, timeout_s: float) -> list[Probed]:
+    def results(self, timeout_s: float, *, at_least: int = 1) -> list[Probed]:
+        assert at_least >= 1
         assert timeout_s == 0
         finished, self._finished = self._finished, []
         return finished
+
+    def cancel(self, task_ids: Set[str]) -> None:
+        self.waiting = [request for request in self.waiting if request.task_id not in task_ids]
 
     def close(self) -> None:
         self.waiting.clear()
@@ -97,7 +102,7 @@ def dispatcher(clock: HandClock) -> HandDispatcher:
 
 @pytest.fixture
 def runner(store: CrawlStore, lease: Lease, dispatcher: HandDispatcher) -> CrawlRunner:
-    return CrawlRunner(store, lease, dispatcher)
+    return CrawlRunner(store, lease, dispatcher, poll_s=0)
 
 
 def urls(name: str, n: int) -> list[str]:
@@ -141,7 +146,7 @@ def test_a_task_is_dispatched_once_and_done_when_all_is_filed(
 
 def test_more_than_there_is_room_for_waits_its_turn(store: CrawlStore, lease: Lease, clock: HandClock) -> None:
     dispatcher = HandDispatcher(clock, room=FEED_PAGE - 1)
-    runner = CrawlRunner(store, lease, dispatcher)
+    runner = CrawlRunner(store, lease, dispatcher, poll_s=0)
     n = 2 * FEED_PAGE + 3
     task = store.create_task(urls("a", n))
     filed = 0
@@ -156,7 +161,7 @@ def test_more_than_there_is_room_for_waits_its_turn(store: CrawlStore, lease: Le
 
 def test_a_small_task_does_not_wait_behind_a_huge_one(store: CrawlStore, lease: Lease, clock: HandClock) -> None:
     dispatcher = HandDispatcher(clock, room=6)
-    runner = CrawlRunner(store, lease, dispatcher)
+    runner = CrawlRunner(store, lease, dispatcher, poll_s=0)
     store.create_task(urls("huge", 600))
     runner.step(0)
     small = store.create_task(urls("small", 3))
@@ -169,7 +174,7 @@ def test_a_small_task_does_not_wait_behind_a_huge_one(store: CrawlStore, lease: 
 
 def test_every_task_gets_on_where_there_is_room_for_one(store: CrawlStore, lease: Lease, clock: HandClock) -> None:
     dispatcher = HandDispatcher(clock, room=1)
-    runner = CrawlRunner(store, lease, dispatcher)
+    runner = CrawlRunner(store, lease, dispatcher, poll_s=0)
     tasks = [store.create_task(urls(name, 10)) for name in "abc"]
     for _ in range(12):
         runner.step(0)
@@ -179,7 +184,7 @@ def test_every_task_gets_on_where_there_is_room_for_one(store: CrawlStore, lease
 
 def test_due_monitors_come_before_tasks(store: CrawlStore, lease: Lease, clock: HandClock) -> None:
     dispatcher = HandDispatcher(clock, room=2)
-    runner = CrawlRunner(store, lease, dispatcher)
+    runner = CrawlRunner(store, lease, dispatcher, poll_s=0)
     monitor = store.create_monitor("https://m.example.com/", interval_s=60)
     store.create_task(urls("a", 5))
     clock.now_ms = monitor.next_due_ms
@@ -192,16 +197,45 @@ def test_due_monitors_come_before_tasks(store: CrawlStore, lease: Lease, clock: 
     assert [request.monitor_id for request in dispatcher.submitted[2:]] == [None, None]
 
 
-def test_a_deleted_task_is_dispatched_no_more(store: CrawlStore, lease: Lease, clock: HandClock) -> None:
-    dispatcher = HandDispatcher(clock, room=2)
-    runner = CrawlRunner(store, lease, dispatcher)
-    task = store.create_task(urls("a", 10))
+@pytest.mark.parametrize("end", [CrawlStore.delete_task, CrawlStore.cancel_task])
+def test_what_a_deleted_or_cancelled_task_waits_for_is_not_probed(
+    store: CrawlStore, lease: Lease, clock: HandClock, end: Callable[[CrawlStore, str], object]
+) -> None:
+    dispatcher = HandDispatcher(clock, room=4)
+    runner = CrawlRunner(store, lease, dispatcher, poll_s=0)
+    task, other = store.create_task(urls("a", 10)), store.create_task(urls("b", 2))
     runner.step(0)
-    store.delete_task(task.task_id)
+    dispatcher.finish(2)
+    end(store, task.task_id)
+    assert runner.step(0) == 2
+    assert {request.task_id for request in dispatcher.waiting} == {other.task_id}
+    dispatcher.finish()
+    assert runner.step(0) == 1
+    assert len(dispatcher.submitted) == 4
+    assert store.count_verdicts_after(0) == 3
+
+
+def test_a_result_that_cannot_be_stored_is_dropped_by_name_and_holds_up_no_other(
+    runner: CrawlRunner,
+    store: CrawlStore,
+    dispatcher: HandDispatcher,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = store.create_task(urls("a", 3))
+    runner.step(0)
+    file_results = CrawlStore.file_results
+
+    def refuse_one(self: CrawlStore, results: Sequence[Probed], **options: Any) -> int:
+        if any(probed.result.target == urls("a", 3)[1] for probed in results):
+            raise ValueError("an odd value")
+        return file_results(self, results, **options)
+
+    monkeypatch.setattr(CrawlStore, "file_results", refuse_one)
     dispatcher.finish()
     assert runner.step(0) == 2
-    assert len(dispatcher.submitted) == 2
-    assert store.count_verdicts_after(0) == 2
+    assert urls("a", 3)[1] in caplog.text
+    assert [item.result is None for item in store.task_results(task.task_id, limit=3).items] == [False, True, False]
 
 
 def test_without_the_lease_nothing_is_dispatched_or_filed(
@@ -235,7 +269,7 @@ def test_who_is_overtaken_leaves_the_rest_to_the_new_writer(
     assert runner.step(0) == 0
     clock.now_ms += 1
     successor = HandDispatcher(clock)
-    new = CrawlRunner(store, other, successor)
+    new = CrawlRunner(store, other, successor, poll_s=0)
     new.step(0)
     assert sent(successor) == urls("a", 2)
     successor.finish()
@@ -251,7 +285,7 @@ def test_after_a_crash_what_has_no_result_is_dispatched_again(
     dispatcher.finish(2)
     runner.step(0)
     restarted = HandDispatcher(clock)
-    CrawlRunner(store, lease, restarted).step(0)
+    CrawlRunner(store, lease, restarted, poll_s=0).step(0)
     assert sent(restarted) == urls("a", 4)[2:]
     assert store.task(task.task_id).done == 2
 

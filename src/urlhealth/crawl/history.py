@@ -1,12 +1,11 @@
 """Targets and their history of probes: imported, listed, and read as verdicts by the feature pipeline."""
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import sqlalchemy as sa
 
 from urlhealth.crawl.database import chunks, order_probe_ids, writing
@@ -22,8 +21,13 @@ from urlhealth.crawl.records import (
     target_of,
 )
 from urlhealth.crawl.schema import monitors, probes, targets, tasks
-from urlhealth.features.verdicts import HEALTH_CODES, Verdicts
 from urlhealth.vocabulary import LOCAL_OWNER, Outcome, Page, ProbeResult, ProbeSource, Target, TaskStatus
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from urlhealth.features.verdicts import Verdicts
 
 #: Imported probes in one transaction.
 IMPORT_CHUNK: Final = 20_000
@@ -31,18 +35,16 @@ IMPORT_CHUNK: Final = 20_000
 _PAUSE_S: Final = 0.01
 
 _CODES: Final = {outcome.value: outcome.code for outcome in Outcome}
-#: By `Outcome.code`.
-_HEALTH: Final = np.array([HEALTH_CODES[outcome.health] for outcome in Outcome], np.int8)
 
 #: The columns of `Verdicts` that are stored as they are: dtype, and what stands for null.
 _NUMBERS: Final[dict[str, tuple[str, float]]] = {
     "ts_ms": ("int64", 0),
     "status_code": ("int32", 0),
-    "dns_ms": ("float32", np.nan),
-    "connect_ms": ("float32", np.nan),
-    "tls_ms": ("float32", np.nan),
-    "first_byte_ms": ("float32", np.nan),
-    "total_ms": ("float32", np.nan),
+    "dns_ms": ("float32", math.nan),
+    "connect_ms": ("float32", math.nan),
+    "tls_ms": ("float32", math.nan),
+    "first_byte_ms": ("float32", math.nan),
+    "total_ms": ("float32", math.nan),
     "size_bytes": ("int64", 0),
     "redirects": ("int32", 0),
     "cert_expires_ms": ("int64", 0),
@@ -86,7 +88,7 @@ class History(Records):
             time.sleep(_PAUSE_S)
         return stored
 
-    def verdicts_after(self, probe_id: int, *, limit: int) -> Verdicts:
+    def verdicts_after(self, probe_id: int, *, limit: int) -> "Verdicts":
         """The next `limit` verdicts of all owners that feed features, in the order in which they were stored."""
         query = (
             sa.select(
@@ -162,7 +164,12 @@ def _columns(names: Iterable[str]) -> list[sa.ColumnElement[Any]]:
     return [probes.c[name] for name in names]
 
 
-def _verdicts_of(rows: Sequence[Any]) -> Verdicts:
+def _verdicts_of(rows: Sequence[Any]) -> "Verdicts":
+    # Imported here, because a crawl reads no verdicts: numpy alone takes a tenth of a second.
+    import numpy as np
+
+    from urlhealth.features.verdicts import HEALTH_CODES, Verdicts
+
     ids, keys, hosts, groups, outcomes, *numbers = zip(*rows, strict=True) if rows else [()] * (5 + len(_NUMBERS))
     codes = np.array([_CODES[outcome] for outcome in outcomes], np.int32)
     return Verdicts(
@@ -170,7 +177,7 @@ def _verdicts_of(rows: Sequence[Any]) -> Verdicts:
         target=_strings(keys),
         host=_strings(hosts),
         group=_strings(groups),
-        health=_HEALTH[codes],
+        health=np.array([HEALTH_CODES[outcome.health] for outcome in Outcome], np.int8)[codes],
         outcome=codes,
         **{
             name: np.array([null if value is None else value for value in values], dtype)
@@ -179,7 +186,9 @@ def _verdicts_of(rows: Sequence[Any]) -> Verdicts:
     )
 
 
-def _strings(values: Sequence[str]) -> npt.NDArray[Any]:
+def _strings(values: Sequence[str]) -> "npt.NDArray[np.object_]":
+    import numpy as np
+
     array = np.empty(len(values), object)
     array[:] = values
     return array

@@ -1,5 +1,6 @@
 """Monitors: targets that are probed again and again."""
 
+import math
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -32,6 +33,9 @@ def next_slot(key: str, interval_s: int, now_ms: int) -> int:
 
 class MonitorStore(Records):
     """Creates, lists and deletes monitors, and says which are due."""
+
+    #: When :meth:`take_due_monitors` was called last, ms since 1970 UTC.
+    _looked_ms = math.inf
 
     def create_monitor(
         self, url: str, *, interval_s: int, group: str | None = None, owner: str = LOCAL_OWNER
@@ -74,6 +78,19 @@ class MonitorStore(Records):
             rows = connection.execute(query.order_by(monitors.c.number).limit(limit + 1)).all()
         return page(rows, limit, "monitors", _monitor_of)
 
+    def monitor(self, monitor_id: str, *, owner: str = LOCAL_OWNER) -> Monitor:
+        """The monitor.
+
+        Raises:
+            NotFound: the owner has none of this id.
+        """
+        mine = _MONITORS.where(monitors.c.monitor_id == monitor_id, monitors.c.owner == owner)
+        with self._engine.connect() as connection:
+            row = connection.execute(mine).one_or_none()
+        if row is None:
+            raise _unknown(monitor_id)
+        return _monitor_of(row)
+
     def delete_monitor(self, monitor_id: str, *, owner: str = LOCAL_OWNER) -> None:
         """Delete the monitor; its probes stay.
 
@@ -83,20 +100,22 @@ class MonitorStore(Records):
         mine = sa.and_(monitors.c.monitor_id == monitor_id, monitors.c.owner == owner)
         with writing(self._engine) as connection:
             if connection.execute(sa.delete(monitors).where(mine)).rowcount == 0:
-                raise NotFound(f"there is no monitor {monitor_id[:80]!r}: it was deleted, or never created here")
+                raise _unknown(monitor_id)
 
-    def due_monitors(self, limit: int) -> list[Monitor]:
-        """Up to `limit` monitors of all owners that are due now, the longest due first."""
+    def due_monitors(self, limit: int) -> list[tuple[int, Monitor]]:
+        """Up to `limit` monitors of all owners that are due now, with their targets' ids, the longest due first."""
         due = _MONITORS.where(sa.not_(monitors.c.paused), monitors.c.next_due_ms <= self._clock())
         with self._engine.connect() as connection:
-            return [_monitor_of(row) for row in connection.execute(due.order_by(monitors.c.next_due_ms).limit(limit))]
+            rows = connection.execute(due.order_by(monitors.c.next_due_ms).limit(limit))
+            return [(row.target_id, _monitor_of(row)) for row in rows]
 
-    def take_due_monitors(self, limit: int, *, lease: Lease) -> list[Monitor]:
+    def take_due_monitors(self, limit: int, *, lease: Lease) -> list[tuple[int, Monitor]]:
         """:meth:`due_monitors`, with each moved to its next slot first: a slot is handed out once, or skipped.
 
         Raises:
             LeaseLost: another process is the writer.
         """
+        self._heal(lease)
         due = self.due_monitors(limit)
         if due:
             now_ms = self._clock()
@@ -105,11 +124,28 @@ class MonitorStore(Records):
                 .where(monitors.c.monitor_id == sa.bindparam("due_id"))
                 .values(next_due_ms=sa.bindparam("next_ms"))
             )
-            slots = [{"due_id": m.monitor_id, "next_ms": next_slot(m.target.key, m.interval_s, now_ms)} for m in due]
+            slots = [{"due_id": m.monitor_id, "next_ms": next_slot(m.target.key, m.interval_s, now_ms)} for _, m in due]
             with writing(self._engine) as connection:
                 lease.fence(connection)
                 connection.execute(update, slots)
         return due
+
+    def _heal(self, lease: Lease) -> None:
+        """Make due what lies more than an interval ahead: the clock was wrong when that was written.
+
+        It reads all monitors, so it is done at the first look, and whenever the clock has stepped back since the last.
+        """
+        now_ms = self._clock()
+        if now_ms < self._looked_ms:
+            too_far = monitors.c.next_due_ms > now_ms + 1000 * sa.cast(monitors.c.interval_s, sa.BigInteger)
+            with writing(self._engine) as connection:
+                lease.fence(connection)
+                connection.execute(sa.update(monitors).where(too_far).values(next_due_ms=now_ms))
+        self._looked_ms = now_ms
+
+
+def _unknown(monitor_id: str) -> NotFound:
+    return NotFound(f"there is no monitor {monitor_id[:80]!r}: it was deleted, or never created here")
 
 
 def _monitor_of(row: Any) -> Monitor:

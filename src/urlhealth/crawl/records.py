@@ -3,18 +3,20 @@
 import base64
 import binascii
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields, replace
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, Final, TypeVar
 
+import orjson
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import add_targets_alone, chunks, insert
+from urlhealth.crawl.database import add_targets_alone, chunks, run
 from urlhealth.crawl.schema import probes, targets
 from urlhealth.errors import InvalidCursor
 from urlhealth.vocabulary import (
     DEFAULT_OPTIONS,
+    Attempt,
     Clock,
     Outcome,
     Page,
@@ -33,11 +35,15 @@ LOOKUP_CHUNK: Final = 5_000
 #: The columns that make a `Target`.
 TARGET_COLUMNS: Final = (targets.c.key, targets.c.name, targets.c.host, targets.c.group)
 
-#: The columns of `probes` that are a `ProbeResult` field of the same name.
+#: The columns of `probes` that are a `ProbeResult` field of the same name. `attempts`, the last, is kept as JSON.
 _RESULT_FIELDS: Final = tuple(f.name for f in fields(ProbeResult) if f.name != "target")
+assert _RESULT_FIELDS[-1] == "attempts"
 RESULT_COLUMNS: Final = tuple(probes.c[name] for name in _RESULT_FIELDS)
 _OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
-_result_values: Final = attrgetter(*("outcome.value" if name == "outcome" else name for name in _RESULT_FIELDS))
+# (`value` of an enumeration is a property, and takes a while.)
+_result_values: Final = attrgetter(
+    *("outcome._value_" if name == "outcome" else name for name in _RESULT_FIELDS if name != "attempts")
+)
 
 _PROBE_COLUMNS: Final = (
     "owner",
@@ -47,6 +53,11 @@ _PROBE_COLUMNS: Final = (
     "monitor_number",
     "feeds_features",
     *_RESULT_FIELDS,
+)
+
+_INSERT_PROBES: Final = (
+    f"INSERT INTO probes ({', '.join(_PROBE_COLUMNS)}) VALUES ({', '.join('?' * len(_PROBE_COLUMNS))}) "
+    "ON CONFLICT DO NOTHING"
 )
 
 #: One row of `probes` to insert.
@@ -103,7 +114,12 @@ def result_of(row: Any) -> ProbeResult:
     key, *values = row[-len(_RESULT_FIELDS) - 1 :]
     named = dict(zip(_RESULT_FIELDS, values, strict=True))
     named["outcome"] = _OUTCOMES[named["outcome"]]
+    named["attempts"] = tuple(map(_attempt_of, orjson.loads(named["attempts"]))) if named["attempts"] else ()
     return ProbeResult(target=key, **named)
+
+
+def _attempt_of(stored: dict[str, Any]) -> Attempt:
+    return Attempt(**stored | {"outcome": _OUTCOMES[stored["outcome"]]})
 
 
 def probe_row(
@@ -119,8 +135,11 @@ def probe_row(
     """The row of a result, for :func:`insert_probes`."""
     if result.error or result.final_url:
         result = replace(result, error=_clean(result.error), final_url=_clean(result.final_url))
+    attempts = None
+    if result.attempts:
+        attempts = orjson.dumps([replace(a, error=_clean(a.error)) for a in result.attempts]).decode()
     asked_by = (source.value, task_number, monitor_number, feeds_features)
-    return (owner, target_id, *asked_by, *_result_values(result))
+    return (owner, target_id, *asked_by, *_result_values(result), attempts)
 
 
 def _clean(text: str | None) -> str | None:
@@ -133,18 +152,12 @@ def insert_probes(connection: sa.Connection, rows: Sequence[ProbeRow]) -> int:
 
     The same target, instant and task make the same probe. Call `order_probe_ids` first.
     """
-    if not rows:
-        return 0
-    # By hand, because SQLAlchemy would make a dictionary of each row first: half the time of a big import.
-    mark = "?" if connection.dialect.name == "sqlite" else "%s"
-    marks = ", ".join([mark] * len(_PROBE_COLUMNS))
-    statement = f"INSERT INTO probes ({', '.join(_PROBE_COLUMNS)}) VALUES ({marks}) ON CONFLICT DO NOTHING"
-    return connection.exec_driver_sql(statement, list(rows)).rowcount
+    return run(connection, _INSERT_PROBES, rows)
 
 
 def feeds_features(request: ProbeRequest) -> bool:
     """Whether the verdict is one on the target as features know it: with default options, or named for its own."""
-    return request.options == DEFAULT_OPTIONS or request.target.name is not None
+    return request.options is DEFAULT_OPTIONS or request.options == DEFAULT_OPTIONS or request.target.name is not None
 
 
 def known_ids(connection: sa.Connection, owner: str, keys: Sequence[str]) -> dict[str, int]:
@@ -156,25 +169,38 @@ def known_ids(connection: sa.Connection, owner: str, keys: Sequence[str]) -> dic
     return found
 
 
-def remember(connection: sa.Connection, owner: str, wanted: Iterable[Target], *, now_ms: int) -> dict[str, int]:
+def add_targets(connection: sa.Connection, owner: str, wanted: Iterable[Target], *, now_ms: int) -> None:
+    """Add those of the targets that are not known yet."""
+    add_targets_alone(connection)
+    # In the order of the index that finds them: it is written page by page then.
+    new = sorted({(owner, t.key, t.name, t.host, t.group, now_ms, owner, t.key) for t in wanted}, key=itemgetter(1))
+    # An insert that fails would use up an id, so that the last id would tell less and less of how many there are.
+    run(
+        connection,
+        'INSERT INTO targets (owner, key, name, host, "group", first_seen_ms) SELECT ?, ?, ?, ?, ?, ? '
+        "WHERE NOT EXISTS (SELECT 1 FROM targets WHERE owner = ? AND key = ?)",
+        new,
+    )
+
+
+def urls_of(
+    connection: sa.Connection, task_number: int, target_ids: Sequence[int]
+) -> Sequence[tuple[int, int, str, int | None]]:
+    """The URLs of a task that mean one of the targets: target id, position, URL as sent, probe id."""
+    if not target_ids:
+        return []
+    # SQLite, which does not know how many URLs a task has, would read all of them.
+    hint = "INDEXED BY ix_task_urls_task_number_target_id" if connection.dialect.name == "sqlite" else ""
+    # The numbers as text: thousands of parameters would take longer than the query.
+    query = (
+        f"SELECT target_id, position, sent_url, probe_id FROM task_urls {hint} "
+        f"WHERE task_number = {task_number:d} AND target_id IN ({', '.join(map(str, target_ids))})"
+    )
+    rows: Any = connection.exec_driver_sql(query).all()
+    return rows  # type: ignore[no-any-return]
+
+
+def remember(connection: sa.Connection, owner: str, wanted: Collection[Target], *, now_ms: int) -> dict[str, int]:
     """Ids of the targets by key; those not known yet are added."""
-    by_key = {target.key: target for target in wanted}
-    ids = known_ids(connection, owner, list(by_key))
-    missing = [key for key in by_key if key not in ids]
-    if missing:
-        rows = [
-            {
-                "owner": owner,
-                "key": key,
-                "name": by_key[key].name,
-                "host": by_key[key].host,
-                "group": by_key[key].group,
-                "first_seen_ms": now_ms,
-            }
-            for key in missing
-        ]
-        add_targets_alone(connection)
-        # Another process may have added some meanwhile (PostgreSQL).
-        connection.execute(insert(connection, targets).on_conflict_do_nothing(), rows)
-        ids |= known_ids(connection, owner, missing)
-    return ids
+    add_targets(connection, owner, wanted, now_ms=now_ms)
+    return known_ids(connection, owner, [target.key for target in wanted])

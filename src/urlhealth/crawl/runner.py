@@ -1,15 +1,17 @@
 """Keeps the dispatcher busy with what waits, and files what it finds: one turn after the other."""
 
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.crawl.work import OpenTask
-from urlhealth.errors import LeaseLost
+from urlhealth.errors import LeaseLost, StoreUnavailable
 from urlhealth.vocabulary import Dispatcher, Probed, ProbeRequest
 
 log = logging.getLogger(__name__)
@@ -17,7 +19,9 @@ log = logging.getLogger(__name__)
 #: Tasks that are served side by side; later ones wait until one of them is done.
 MAX_OPEN_TASKS: Final = 1_000
 #: Waiting targets of a task that are read at once.
-FEED_PAGE: Final = 500
+FEED_PAGE: Final = 2_000
+#: Results that are filed in one transaction, if so many are there before the turn is over.
+BATCH: Final = 1_000
 
 
 @dataclass
@@ -27,8 +31,8 @@ class _Feed:
     task: OpenTask
     #: Read from the database, not yet dispatched.
     ready: deque[ProbeRequest] = field(default_factory=deque)
-    #: Keys of the targets that are dispatched and have no result yet.
-    in_flight: set[str] = field(default_factory=set)
+    #: Ids of the targets that are dispatched and have no result yet.
+    in_flight: set[int] = field(default_factory=set)
     #: Id of the last target that was read.
     after: int = 0
     #: Whether all targets that wait were read.
@@ -42,7 +46,8 @@ class CrawlRunner:
     repair: whoever runs next finds what has no result yet. Use from one thread.
     """
 
-    def __init__(self, store: CrawlStore, lease: Lease, dispatcher: Dispatcher) -> None:
+    def __init__(self, store: CrawlStore, lease: Lease, dispatcher: Dispatcher, *, poll_s: float = 0.05) -> None:
+        """`poll_s`: time between two looks for new tasks, due monitors, and tasks that somebody has ended."""
         self._store = store
         self._lease = lease
         self._dispatcher = dispatcher
@@ -50,9 +55,13 @@ class CrawlRunner:
         self._feeds: dict[str, _Feed] = {}
         self._unfiled: list[Probed] = []
         self._turn = 0
+        self._poll_s = poll_s
+        self._polled_s = -math.inf
 
     def step(self, timeout_s: float) -> int:
         """One turn: dispatch what waits, wait up to `timeout_s` for results, file them; returns how many were filed.
+
+        The wait ends early when there are enough results for a transaction, or none is to come any more.
 
         Without the lease it drops what comes. After an error of the database, call it again: results that could not be
         filed are kept for the next turn.
@@ -64,7 +73,8 @@ class CrawlRunner:
         try:
             filed = self._file()  # left over from a turn that failed
             self._dispatch()
-            self._unfiled += self._dispatcher.results(timeout_s)
+            self._unfiled += self._dispatcher.results(timeout_s, at_least=BATCH)
+            self._dispatch()  # before the filing, so that the dispatcher does not run dry meanwhile
             return filed + self._file()
         except LeaseLost as error:
             log.warning("%s; the targets under way are left to the new writer", error)
@@ -72,51 +82,79 @@ class CrawlRunner:
             return 0
 
     def _forget(self) -> None:
+        if self._feeds:
+            self._dispatcher.cancel(self._feeds.keys())
         self._feeds.clear()
         self._unfiled.clear()
 
     def _file(self) -> int:
         if not self._unfiled:
             return 0
-        filed = self._store.file_results(self._unfiled, worker=self._dispatcher.worker_id, lease=self._lease)
+        filed = self._file_or_drop(self._unfiled)
         for probed in self._unfiled:
             feed = self._feeds.get(probed.request.task_id or "")
             if feed is not None:
-                feed.in_flight.discard(probed.request.target.key)
+                feed.in_flight.discard(probed.request.target_id)
         self._unfiled.clear()
         return filed
 
+    def _file_or_drop(self, results: Sequence[Probed]) -> int:
+        """File results; one that the database will not have is dropped, so that it does not hold up the others."""
+        try:
+            return self._store.file_results(results, worker=self._dispatcher.worker_id, lease=self._lease)
+        except (StoreUnavailable, LeaseLost):
+            raise
+        except Exception:
+            if len(results) == 1:
+                log.exception("dropped, because it cannot be stored: %r", results[0])
+                return 0
+            return sum(self._file_or_drop([probed]) for probed in results)
+
     def _dispatch(self) -> None:
-        if self._dispatcher.capacity <= 0:
+        now_s = time.monotonic()
+        if now_s >= self._polled_s + self._poll_s:
+            self._dispatch_monitors()
+            self._refresh_feeds()
+            self._polled_s = now_s
+        room = self._dispatcher.capacity
+        if not self._feeds or room <= 0:
             return
-        self._dispatch_monitors()
-        self._refresh_feeds()
         # Each turn begins with another task, so that all get on even where there is room for few.
         self._turn += 1
         feeds = list(self._feeds.values())
-        start = self._turn % len(feeds) if feeds else 0
-        taken = self._take_in_turn(feeds[start:] + feeds[:start], self._dispatcher.capacity)
-        queued = {feed.task.number for feed, _ in taken if feed.task.queued}
+        start = self._turn % len(feeds)
+        taken = self._take_in_turn(feeds[start:] + feeds[:start], room)
+        queued = {feed.task.number: feed for feed, _ in taken if feed.task.queued}
         if queued:
             self._store.start_tasks(sorted(queued), lease=self._lease)
+        for feed in queued.values():
+            feed.task = replace(feed.task, queued=False)
         if taken:
             self._dispatcher.submit([request for _, request in taken])
         for feed, request in taken:
-            feed.in_flight.add(request.target.key)
+            feed.in_flight.add(request.target_id)
 
     def _dispatch_monitors(self) -> None:
         due = self._store.take_due_monitors(self._dispatcher.capacity, lease=self._lease)
         if due:
-            self._dispatcher.submit([ProbeRequest(target=m.target, monitor_id=m.monitor_id) for m in due])
+            self._dispatcher.submit(
+                [
+                    ProbeRequest(target=m.target, target_id=target_id, owner=m.owner, monitor_id=m.monitor_id)
+                    for target_id, m in due
+                ]
+            )
 
     def _refresh_feeds(self) -> None:
-        """Add feeds for new tasks, drop those of tasks that are done or deleted."""
+        """Add feeds for new tasks, drop those of tasks that are done, cancelled or deleted."""
         feeds = {}
         for task in self._store.open_tasks(limit=MAX_OPEN_TASKS):
             feed = feeds[task.task_id] = self._feeds.get(task.task_id) or _Feed(task)
             feed.task = task
             if feed.read_all and not feed.ready and not feed.in_flight:
                 feed.after, feed.read_all = 0, False  # not done, nothing under way: a turn failed on the way
+        gone = {task_id for task_id, feed in self._feeds.items() if task_id not in feeds and feed.in_flight}
+        if gone:
+            self._dispatcher.cancel(gone)
         self._feeds = feeds
 
     def _take_in_turn(self, feeds: Sequence[_Feed], room: int) -> list[tuple[_Feed, ProbeRequest]]:
@@ -140,7 +178,13 @@ class CrawlRunner:
             if waiting:
                 feed.after = waiting[-1][0]
             feed.ready.extend(
-                ProbeRequest(target=target, options=feed.task.options, task_id=feed.task.task_id)
-                for _, target in waiting
-                if target.key not in feed.in_flight
+                ProbeRequest(
+                    target=target,
+                    target_id=target_id,
+                    options=feed.task.options,
+                    owner=feed.task.owner,
+                    task_id=feed.task.task_id,
+                )
+                for target_id, target in waiting
+                if target_id not in feed.in_flight
             )

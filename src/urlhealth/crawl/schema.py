@@ -18,6 +18,9 @@ metadata: Final = sa.MetaData(
     }
 )
 
+#: The status of a task whose URLs are not all stored yet: nobody sees it.
+RECEIVING: Final = "receiving"
+
 #: 64 bits everywhere; SQLite numbers rows by itself only where the type is spelled INTEGER.
 _Id: Final = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
@@ -56,6 +59,7 @@ tasks: Final = sa.Table(
     _number("number"),
     sa.Column("task_id", sa.Text, nullable=False, unique=True),
     _owner(),
+    #: A `TaskStatus`, or RECEIVING.
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("options", sa.JSON, nullable=False),
     #: Counters, kept in the transaction that files results: counting a million URLs at each request would be slow.
@@ -64,6 +68,7 @@ tasks: Final = sa.Table(
     sa.Column("outcomes", sa.JSON, nullable=False),
     sa.Column("workers", sa.JSON, nullable=False),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
+    #: While it is RECEIVING: when its last URLs came.
     sa.Column("started_ms", sa.BigInteger),
     sa.Column("finished_ms", sa.BigInteger),
     sqlite_autoincrement=True,
@@ -86,15 +91,22 @@ task_urls: Final = sa.Table(
     sa.Column("probe_id", _Id),
     sqlite_with_rowid=False,
 )
-# What waits: read in order to dispatch, each target once however often it was sent, and again to file its result.
-_waiting = task_urls.c.probe_id.is_(None)
-sa.Index(
-    "ix_task_urls_waiting",
-    task_urls.c.task_number,
-    task_urls.c.target_id,
-    sqlite_where=_waiting,
-    postgresql_where=_waiting,
+# Where a target's result goes; and what waits, in the order in which it is dispatched, each target once however often
+# it was sent.
+sa.Index(None, task_urls.c.task_number, task_urls.c.target_id)
+
+idempotency_keys: Final = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True, server_default="local"),
+    sa.Column("key", sa.Text, primary_key=True),
+    #: Of the options and URLs that came with the key.
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    #: The task that they made. The key lives as long as it does.
+    sa.Column("task_number", _Id, sa.ForeignKey("tasks.number", ondelete="CASCADE"), nullable=False),
 )
+# For the deletion of a task.
+sa.Index(None, idempotency_keys.c.task_number)
 
 probes: Final = sa.Table(
     "probes",
@@ -123,6 +135,8 @@ probes: Final = sa.Table(
     sa.Column("monitor_number", _Id),
     #: Whether the verdict is one on the target with its own options, so that features may learn from it.
     sa.Column("feeds_features", sa.Boolean, nullable=False),
+    #: The attempts, where there was more than one: a JSON list.
+    sa.Column("attempts", sa.Text),
     sqlite_autoincrement=True,
 )
 # A target's history; and nothing that is filed or imported again is doubled.

@@ -1,6 +1,6 @@
 """The durable store of everything that the crawl knows, over SQLite or PostgreSQL."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Final
 
@@ -12,7 +12,7 @@ from urlhealth.crawl.monitors import MonitorStore
 from urlhealth.crawl.schema import predictions as prediction_log
 from urlhealth.crawl.tasks import TaskStore
 from urlhealth.crawl.work import WorkStore
-from urlhealth.vocabulary import LOCAL_OWNER, Prediction
+from urlhealth.vocabulary import Prediction, Served
 
 #: What of a prediction is logged under the same name.
 _LOGGED: Final = tuple(f.name for f in fields(Prediction) if f.name in prediction_log.c)
@@ -25,18 +25,17 @@ class CrawlStore(TaskStore, History, MonitorStore, WorkStore):
     returns.
     """
 
-    def log_predictions(self, request_id: str, predictions: Sequence[Prediction], *, owner: str = LOCAL_OWNER) -> None:
-        """Log what was served in answer to one request."""
-        if not predictions:
-            return
-        said = {"owner": owner, "request_id": request_id, "ts_ms": self._clock()}
+    def log_predictions(self, served: Iterable[Served]) -> None:
+        """Log what requests were answered with, in one transaction."""
         # Enumerations by value: a driver may take the name otherwise.
         enums = ("status", "health")
         rows = [
-            said
+            {"owner": answer.owner, "request_id": answer.request_id, "ts_ms": answer.ts_ms}
             | {name: getattr(prediction, name) for name in _LOGGED}
             | {name: getattr(prediction, name).value for name in enums}
-            for prediction in predictions
+            for answer in served
+            for prediction in answer.predictions
         ]
-        with writing(self._engine) as connection:
-            connection.execute(sa.insert(prediction_log), rows)
+        if rows:
+            with writing(self._engine) as connection:
+                connection.execute(sa.insert(prediction_log), rows)

@@ -1,24 +1,27 @@
 """Tasks: a set of URLs to probe once, and each URL's result."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import chunks, writing
+from urlhealth.crawl.database import chunks, insert, run, writing
 from urlhealth.crawl.records import (
     LOOKUP_CHUNK,
     RESULT_COLUMNS,
     Records,
+    add_targets,
     cursor_number,
     new_id,
     page,
-    remember,
     result_of,
+    urls_of,
 )
-from urlhealth.crawl.schema import probes, targets, task_urls, tasks
-from urlhealth.errors import InvalidRequest, NotFound
+from urlhealth.crawl.schema import RECEIVING, idempotency_keys, probes, targets, task_urls, tasks
+from urlhealth.errors import InvalidRequest, KeyReused, NotFound
 from urlhealth.probing.urls import parse_targets
 from urlhealth.vocabulary import (
     DEFAULT_OPTIONS,
@@ -26,9 +29,17 @@ from urlhealth.vocabulary import (
     CrawlTask,
     Page,
     ProbeOptions,
+    Target,
     TaskResult,
     TaskStatus,
 )
+
+#: URLs of a task that are stored in one transaction: others can write in between.
+CHUNK: Final = 10_000
+#: A task whose URLs have stopped coming for so long was broken off.
+BROKEN_OFF_MS: Final = 10 * 60_000
+#: Results read at once by :meth:`TaskStore.iter_results`.
+_PAGE: Final = 1_000
 
 #: A task's URLs with what was found for each.
 _RESULTS = (
@@ -38,43 +49,170 @@ _RESULTS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskEvent:
+    """How far a task has come, and an id that changes with it."""
+
+    event_id: str
+    task: CrawlTask
+
+
+class Answered(NamedTuple):
+    """A URL of a task and what was found for it, as :class:`ProbeResult` has it: for those who read very many."""
+
+    probe_id: int
+    position: int
+    sent_url: str
+    target: str
+    ts_ms: int
+    outcome: str
+    status_code: int | None
+    dns_ms: float | None
+    connect_ms: float | None
+    tls_ms: float | None
+    first_byte_ms: float | None
+    total_ms: float | None
+    size_bytes: int
+    redirects: int
+    final_url: str | None
+    address: str | None
+    http_version: str | None
+    cert_expires_ms: int | None
+    error: str | None
+    #: As JSON, if there was more than one.
+    attempts: str | None
+
+
+_ANSWERED: Final = sa.select(
+    probes.c.id, probes.c.target_id, targets.c.key, *(probes.c[name] for name in Answered._fields[4:])
+).join(targets, targets.c.id == probes.c.target_id)
+
+
+class _KeyTaken(Exception):
+    """Another request with the same idempotency key was quicker; `first` has its task's id and digest."""
+
+    def __init__(self, first: Any) -> None:
+        self.first = first
+
+
 class TaskStore(Records):
     """Creates, lists, reads and deletes tasks."""
 
     def create_task(
-        self, urls: Sequence[str], *, options: ProbeOptions = DEFAULT_OPTIONS, owner: str = LOCAL_OWNER
+        self,
+        urls: Iterable[str],
+        *,
+        options: ProbeOptions = DEFAULT_OPTIONS,
+        owner: str = LOCAL_OWNER,
+        idempotency_key: str | None = None,
     ) -> CrawlTask:
         """Store a new task; it is on disk when this returns.
 
+        Args:
+            urls: a list, or an iterator that is read to its end in bounded memory. Nobody sees the task before; if the
+                iterator raises, the task is gone, and targets that were new stay known.
+            idempotency_key: if it was given before with the same URLs and options, the task that they made is returned,
+                as it is now. A key lives as long as its task.
+
         Raises:
-            InvalidRequest: the list is empty.
-            InvalidUrls: naming the position of each URL that cannot be probed.
+            InvalidRequest: there are no URLs.
+            InvalidUrls: naming the positions of URLs that cannot be probed (all of the first 10,000 that have any).
+            KeyReused: the key was given before, with other URLs or options.
         """
-        if not urls:
-            raise InvalidRequest("urls: the list is empty; give at least one URL")
-        wanted = parse_targets(urls)
-        now_ms = self._clock()
+        digest = blake2b(repr(asdict(options)).encode(), digest_size=16)
+        if idempotency_key is not None and (first := self._task_of_key(owner, idempotency_key)):
+            for url in urls:
+                _add_to(digest, [url])
+            return self._same(first, digest.digest(), owner)
         task = CrawlTask(
             task_id=new_id(self._clock),
             owner=owner,
             status=TaskStatus.QUEUED,
-            total=len(urls),
+            total=0,
             done=0,
             options=options,
-            created_ms=now_ms,
+            created_ms=self._clock(),
         )
-        with writing(self._engine) as connection:
-            ids = remember(connection, owner, wanted, now_ms=now_ms)
-            row = asdict(task) | {"status": task.status.value, "workers": []}
-            (number,) = connection.execute(sa.insert(tasks).values(row)).inserted_primary_key or (0,)
-            connection.execute(
-                sa.insert(task_urls),
-                [
-                    {"task_number": number, "position": i, "sent_url": url, "target_id": ids[target.key]}
-                    for i, (url, target) in enumerate(zip(urls, wanted, strict=True))
-                ],
-            )
+        try:
+            for some, last in _chunks(urls):
+                wanted = parse_targets(some, first=task.total)
+                if idempotency_key is not None:
+                    _add_to(digest, some)
+                with writing(self._engine) as connection:
+                    number = self._receive(connection, task, some, wanted)
+                    task = replace(task, total=task.total + len(some))
+                    if last:
+                        self._publish(connection, number, task, idempotency_key, digest.digest())
+        except BaseException as error:
+            with writing(self._engine) as connection:
+                mine = sa.and_(tasks.c.task_id == task.task_id, tasks.c.status == RECEIVING)
+                connection.execute(sa.delete(tasks).where(mine))
+            if isinstance(error, _KeyTaken):
+                return self._same(error.first, digest.digest(), owner)
+            raise
+        if not task.total:
+            raise InvalidRequest("urls: the list is empty; give at least one URL")
         return task
+
+    def _receive(
+        self, connection: sa.Connection, task: CrawlTask, urls: Sequence[str], wanted: Sequence[Target]
+    ) -> int:
+        """Add URLs to a task that is not seen yet, and make it if they are its first; returns its number."""
+        now_ms = self._clock()
+        if task.total:
+            mine = sa.and_(tasks.c.task_id == task.task_id, tasks.c.status == RECEIVING)
+            number = connection.scalar(sa.update(tasks).where(mine).values(started_ms=now_ms).returning(tasks.c.number))
+            if number is None:
+                raise InvalidRequest(f"no URL came for {BROKEN_OFF_MS // 60_000} minutes: send the task again")
+        else:
+            row = asdict(task) | {"status": RECEIVING, "started_ms": now_ms, "workers": []}
+            (number,) = connection.execute(sa.insert(tasks).values(row)).inserted_primary_key or (0,)
+        add_targets(connection, task.owner, wanted, now_ms=now_ms)
+        run(
+            connection,
+            "INSERT INTO task_urls (task_number, position, sent_url, target_id) "
+            "SELECT ?, ?, ?, id FROM targets WHERE owner = ? AND key = ?",
+            [
+                (number, position, url, task.owner, target.key)
+                for position, (url, target) in enumerate(zip(urls, wanted, strict=True), task.total)
+            ],
+        )
+        return int(number)
+
+    def _publish(
+        self, connection: sa.Connection, number: int, task: CrawlTask, idempotency_key: str | None, digest: bytes
+    ) -> None:
+        """Let everybody see the task."""
+        connection.execute(
+            sa.update(tasks)
+            .where(tasks.c.number == number)
+            .values(status=task.status.value, total=task.total, started_ms=None)
+        )
+        if idempotency_key is not None:
+            row = {"owner": task.owner, "key": idempotency_key, "digest": digest, "task_number": number}
+            keep = insert(connection, idempotency_keys).values(row).on_conflict_do_nothing()
+            kept = connection.scalar(keep.returning(idempotency_keys.c.key)) is not None
+            if not kept and (first := self._task_of_key(task.owner, idempotency_key)):
+                raise _KeyTaken(first)
+
+    def _task_of_key(self, owner: str, idempotency_key: str) -> Any:
+        """`task_id` of the task that came with this key, and `digest` of what came with it; None if there is none."""
+        query = (
+            sa.select(tasks.c.task_id, idempotency_keys.c.digest)
+            .join(tasks, tasks.c.number == idempotency_keys.c.task_number)
+            .where(idempotency_keys.c.owner == owner, idempotency_keys.c.key == idempotency_key)
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(query).one_or_none()
+
+    def _same(self, first: Any, digest: bytes, owner: str) -> CrawlTask:
+        """The task that came first with a key, if the same came with it."""
+        if first.digest != digest:
+            raise KeyReused(
+                f"the idempotency key came before with other URLs or options, and made the task {first.task_id}: "
+                "take a new key for a new task"
+            )
+        return self.task(first.task_id, owner=owner)
 
     def task(self, task_id: str, *, owner: str = LOCAL_OWNER) -> CrawlTask:
         """The task.
@@ -94,7 +232,8 @@ class TaskStore(Records):
         owner: str = LOCAL_OWNER,
     ) -> Page[CrawlTask]:
         """Tasks, newest first, all or those of one status."""
-        query = sa.select(tasks).where(tasks.c.owner == owner).order_by(tasks.c.number.desc()).limit(limit + 1)
+        query = sa.select(tasks).where(tasks.c.owner == owner, tasks.c.status != RECEIVING)
+        query = query.order_by(tasks.c.number.desc()).limit(limit + 1)
         if status is not None:
             query = query.where(tasks.c.status == status.value)
         if cursor is not None:
@@ -116,6 +255,65 @@ class TaskStore(Records):
             query = _RESULTS.where(task_urls.c.task_number == number, task_urls.c.position > after)
             rows = connection.execute(query.order_by(task_urls.c.position).limit(limit + 1)).all()
         return page(rows, limit, "results", _task_result_of)
+
+    def iter_results(self, task_id: str, *, owner: str = LOCAL_OWNER) -> Iterator[TaskResult]:
+        """All results of a task in the order in which their URLs were sent, read page by page.
+
+        Ends early if the task is deleted meanwhile.
+
+        Raises:
+            NotFound: at the call: the owner has no task of this id.
+        """
+        with self._engine.connect() as connection:
+            number = _task_row(connection, task_id, owner).number
+        return self._results_from(number)
+
+    def _results_from(self, number: int) -> Iterator[TaskResult]:
+        position = 0
+        while True:
+            query = _RESULTS.where(task_urls.c.task_number == number, task_urls.c.position >= position)
+            with self._engine.connect() as connection:
+                rows = connection.execute(query.order_by(task_urls.c.position).limit(_PAGE)).all()
+            yield from map(_task_result_of, rows)
+            if len(rows) < _PAGE:
+                return
+            position += _PAGE
+
+    def last_probe_id(self) -> int:
+        """Id of the newest probe, of whatever; 0 before the first."""
+        with self._engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.max(probes.c.id))) or 0
+
+    def answered(self, task_id: str, *, after: int, owner: str = LOCAL_OWNER) -> list[Answered]:
+        """Results of a task in the order in which they came: some of those after the probe of this id.
+
+        Empty if there are no more yet. To start at its first one, pass what :meth:`last_probe_id` was before the task.
+
+        Raises:
+            NotFound: the owner has no task of this id.
+        """
+        with self._engine.connect() as connection:
+            number = _task_row(connection, task_id, owner).number
+            query = _ANSWERED.where(probes.c.id > after, probes.c.task_number == number).limit(_PAGE)
+            rows = connection.execute(query.order_by(probes.c.id)).all()
+            urls: dict[int, list[tuple[int, str]]] = {}
+            for target_id, position, sent_url, _ in urls_of(connection, number, [row[1] for row in rows]):
+                urls.setdefault(target_id, []).append((position, sent_url))
+        return [
+            Answered(probe_id, *url, *values)
+            for probe_id, target_id, *values in rows
+            for url in urls.get(target_id, ())
+        ]
+
+    def task_event(self, task_id: str, *, after: str | None = None, owner: str = LOCAL_OWNER) -> TaskEvent | None:
+        """How far a task has come, unless that is what the event of the id `after` has said already.
+
+        Raises:
+            NotFound: the owner has no task of this id.
+        """
+        task = self.task(task_id, owner=owner)
+        event_id = f"{task.done}-{task.status.value}"
+        return None if event_id == after else TaskEvent(event_id=event_id, task=task)
 
     def results_of(
         self, task_ids: Sequence[str], *, limit: int, owner: str = LOCAL_OWNER
@@ -151,6 +349,20 @@ class TaskStore(Records):
                     found[ids[row.task_number]].append(_task_result_of(row))
         return found
 
+    def cancel_task(self, task_id: str, *, owner: str = LOCAL_OWNER) -> CrawlTask:
+        """End a task that is not done: what it still waits for is not probed. The task and its results stay.
+
+        Returns the task as it is then. One that is done stays done, and cancelling again changes nothing.
+
+        Raises:
+            NotFound: the owner has none of this id.
+        """
+        unfinished = sa.and_(tasks.c.task_id == task_id, tasks.c.owner == owner, tasks.c.finished_ms.is_(None))
+        cancelled = {"status": TaskStatus.CANCELLED.value, "finished_ms": self._clock()}
+        with writing(self._engine) as connection:
+            connection.execute(sa.update(tasks).where(unfinished).values(cancelled))
+            return _task_of(_task_row(connection, task_id, owner))
+
     def delete_task(self, task_id: str, *, owner: str = LOCAL_OWNER) -> None:
         """Delete the task, which also ends it: what it still waits for is not probed. Its probes stay.
 
@@ -161,6 +373,21 @@ class TaskStore(Records):
         with writing(self._engine) as connection:
             if connection.execute(sa.delete(tasks).where(mine)).rowcount == 0:
                 raise _unknown(task_id)
+
+
+def _chunks(urls: Iterable[str]) -> Iterator[tuple[list[str], bool]]:
+    """The URLs in runs of `CHUNK`, and whether a run is the last."""
+    remaining = iter(urls)
+    some = list(islice(remaining, CHUNK))
+    while some:
+        following = list(islice(remaining, CHUNK))
+        yield some, not following
+        some = following
+
+
+def _add_to(digest: blake2b, urls: Iterable[str]) -> None:
+    """Digest URLs as they were sent; a URL has no line feed."""
+    digest.update("".join(f"{url}\n" for url in urls).encode(errors="surrogatepass"))
 
 
 def _task_row(connection: sa.Connection, task_id: str, owner: str) -> sa.Row[Any]:
