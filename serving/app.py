@@ -6,13 +6,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from serving import errors, openapi
 from serving.metrics import Metrics
-from serving.middleware import RequestMiddleware
-from serving.routes import features, health, monitors, pages, predictions, submit, tasks
+from serving.middleware import LocalOnly, RequestMiddleware
+from serving.routes import (
+    features,
+    health,
+    instances,
+    monitors,
+    open_inference,
+    pages,
+    predictions,
+    score,
+    submit,
+    tasks,
+)
 from urlhealth.platform import Platform
 from urlhealth.settings import load_settings
 
@@ -50,9 +62,13 @@ def create_app(platform: Platform | None = None) -> FastAPI:
     app.state.platform = platform
     app.state.metrics = Metrics(lambda: cast(Platform, app.state.platform))
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
+    app.state.overview = pages.Overview()
+    app.state.uploads = CapacityLimiter(tasks.MAX_UPLOADS)
+    app.add_middleware(LocalOnly)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)
     errors.install(app)
-    for resource in (tasks, monitors, features, predictions, submit, health, pages):
+    resources = (tasks, monitors, features, predictions, score, open_inference, instances, submit, health, pages)
+    for resource in resources:
         app.include_router(resource.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

@@ -6,18 +6,22 @@
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
+from http import HTTPStatus
 from typing import Annotated, Any, cast
 
 import bentoml
 import numpy as np
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.app import create_app
-from serving.errors import KINDS, problem
-from serving.middleware import RequestMiddleware
-from serving.schemas import MAX_URLS
+from serving.errors import KINDS, TOO_LONG, http_kind, invalid, problem
+from serving.middleware import LocalOnly, RequestMiddleware
+from serving.schemas import MAX_URLS, Ready
 from urlhealth.errors import NoModel
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
@@ -54,25 +58,65 @@ async def _mounted(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class _ScoreMiddleware:
-    """Does for `/score` what the application does for its own calls: request ids, a limit on the body, metrics. And
-    says that there is no model, where BentoML would only say that something is wrong.
+    """Does for `/score` what the application does for its own calls: request ids, a limit on the body, metrics, and
+    every error as a problem document.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._score = RequestMiddleware(self._with_model, metrics=_app.state.metrics)
+        self._score = RequestMiddleware(self._with_problems, metrics=_app.state.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         score = scope["type"] == "http" and scope["path"] == "/score"
         await (self._score if score else self._app)(scope, receive, send)
 
-    async def _with_model(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _with_problems(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
         try:
             _platform().predictor.champion()
-        except NoModel as error:
-            await problem(Request(scope), KINDS[NoModel], str(error))(scope, receive, send)
+        except NoModel as error:  # BentoML would only say that something is wrong.
+            await problem(request, KINDS[NoModel], str(error))(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        status, body = 0, b""
+        refused: HTTPException | None = None
+
+        async def receive_noting() -> Message:
+            nonlocal refused
+            try:
+                return await receive()
+            except HTTPException as error:
+                refused = error
+                raise
+
+        async def send_problem(message: Message) -> None:
+            nonlocal status, body
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            if status < HTTPStatus.BAD_REQUEST:
+                await send(message)
+            elif message["type"] == "http.response.body":
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    if refused is not None:
+                        status, body = refused.status_code, refused.detail.encode()
+                    await _problem_of(request, status, body)(scope, receive, send)
+
+        await self._app(scope, receive_noting, send_problem)
+
+
+def _problem_of(request: Request, status: int, body: bytes) -> Response:
+    """BentoML's own error, in the form of the application's."""
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        said = {"error": body.decode(errors="replace")}
+    if isinstance(said, list):
+        (said,) = said
+    if status == HTTPStatus.BAD_REQUEST:
+        faults = said.get("detail") or [{"type": "value_error", "loc": (), "msg": said["error"]}]
+        return invalid(request, [{**fault, "loc": ("body", *fault["loc"])} for fault in faults])
+    kind = TOO_LONG if status == TOO_LONG.status else http_kind(status)
+    return problem(request, kind, said["error"])
 
 
 @bentoml.service(
@@ -115,7 +159,8 @@ class UrlHealth:
         ]
 
     def __is_ready__(self) -> bool:
-        return all(check.ok for check in _platform().checks())
+        return Ready.of(_platform().checks()).status == "ready"
 
 
-cast(Any, UrlHealth).add_asgi_middleware(_ScoreMiddleware)
+for _middleware in (LocalOnly, _ScoreMiddleware):
+    cast(Any, UrlHealth).add_asgi_middleware(_middleware)

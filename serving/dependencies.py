@@ -18,7 +18,13 @@ def _request_id(request: Request) -> str:
     return request_id
 
 
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
 PlatformDep = Annotated[Platform, Depends(_platform)]
+#: The body as it was sent, for routes that read it themselves.
+Body = Annotated[bytes, Depends(_body)]
 RequestId = Annotated[str, Depends(_request_id)]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most.")]
@@ -27,8 +33,7 @@ Cursor = Annotated[
 ]
 
 
-def check_count(urls: list[str], platform: Platform) -> None:
+def check_count(urls: list[str], most: int) -> None:
     """Raises `InvalidUrls`, naming the first position that is too many for one task."""
-    most = platform.settings.max_urls_per_task
     if len(urls) > most:
         raise InvalidUrls({most: f"is one too many: a task takes at most {most} URLs, and {len(urls)} were sent"})

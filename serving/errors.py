@@ -10,6 +10,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from urlhealth import errors
 
@@ -36,6 +37,7 @@ KINDS: Final[Mapping[type[errors.UrlHealthError], Kind]] = {
     errors.InvalidRequest: Kind(422, "invalid-request", "The request cannot be carried out as it was written"),
     errors.InvalidUrls: Kind(422, "invalid-urls", "Some URLs cannot be probed"),
     errors.InvalidCursor: Kind(422, "invalid-cursor", "This list did not give out that cursor"),
+    errors.KeyReused: Kind(409, "key-reused", "The idempotency key belongs to another request"),
     errors.NotFound: Kind(404, "not-found", "No such thing"),
     errors.NoModel: Kind(503, "no-model", "There is no model yet"),
     errors.NotEnoughHistory: Kind(503, "not-enough-history", "There is too little history to learn from"),
@@ -48,6 +50,7 @@ KINDS: Final[Mapping[type[errors.UrlHealthError], Kind]] = {
 }
 INVALID_REQUEST: Final = KINDS[errors.InvalidRequest]
 TOO_LONG: Final = Kind(413, "too-long", "The body is too long")
+NOT_LOCAL: Final = Kind(403, "not-local", "Only this machine is served")
 INTERNAL: Final = Kind(500, "internal", "The server failed")
 
 #: Validation messages that say more to a caller than pydantic's own.
@@ -62,6 +65,11 @@ _DETAILS: Final = {
 }
 
 
+def body_too_long(most_bytes: int) -> HTTPException:
+    """For a body of more than `most_bytes`."""
+    return HTTPException(TOO_LONG.status, f"the body is longer than {most_bytes} bytes: send fewer URLs at once")
+
+
 def problem(
     request: Request,
     kind: Kind,
@@ -70,19 +78,28 @@ def problem(
     items: Sequence[Mapping[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """One problem document; `items` become its `errors`."""
-    body: dict[str, Any] = {
-        "type": kind.type,
-        "title": kind.title,
-        "status": kind.status,
-        "detail": detail,
-        "instance": request.url.path,
-    }
-    if items:
-        body["errors"] = items
+    """One problem document; `items` become its `errors`. Inference protocols get their own form, with the detail."""
+    media_type = "application/json"
+    match request.url.path.split("/"):
+        case ["", "v1" | "v2", *_]:
+            body: dict[str, Any] = {"error": detail}
+        case ["", "invocations"]:
+            name = "BAD_REQUEST" if kind.status < http.HTTPStatus.INTERNAL_SERVER_ERROR else "INTERNAL_ERROR"
+            body = {"error_code": name, "message": detail}
+        case _:
+            media_type = MEDIA_TYPE
+            body = {
+                "type": kind.type,
+                "title": kind.title,
+                "status": kind.status,
+                "detail": detail,
+                "instance": request.url.path,
+            }
+            if items:
+                body["errors"] = items
     request_id = getattr(request.state, "request_id", None)
     extra = {} if request_id is None else {"X-Request-ID": request_id}
-    return Response(orjson.dumps(body), kind.status, {**(headers or {}), **extra}, MEDIA_TYPE)
+    return Response(orjson.dumps(body), kind.status, {**(headers or {}), **extra}, media_type)
 
 
 def install(app: FastAPI) -> None:
@@ -90,6 +107,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.UrlHealthError, _domain)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _http)  # type: ignore[arg-type]
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -111,7 +129,12 @@ async def _domain(request: Request, error: errors.UrlHealthError) -> Response:
 
 
 async def _validation(request: Request, error: RequestValidationError) -> Response:
-    items = [_item(found) for found in error.errors()]
+    return invalid(request, error.errors())
+
+
+def invalid(request: Request, found: Iterable[Mapping[str, Any]]) -> Response:
+    """The problem document for what pydantic found in a request; the first part of each `loc` says in which part."""
+    items = [_item(fault) for fault in found]
     first = items[0]
     where = first.get("parameter") or first["pointer"].removeprefix("/")
     more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
@@ -123,13 +146,17 @@ async def _validation(request: Request, error: RequestValidationError) -> Respon
 def _item(found: Mapping[str, Any]) -> dict[str, str]:
     """What pydantic found, as one of a problem's `errors`. What was sent is not echoed: it may be long, or secret."""
     kind, context = found["type"], found.get("ctx", {})
-    detail = _DETAILS[kind].format(**context) if kind in _DETAILS else _lower_first(found["msg"])
+    try:
+        detail = _DETAILS[kind].format(**context)
+    except KeyError:
+        detail = _lower_first(found["msg"])
     place, *path = found["loc"]
     if place != "body":
         return {"parameter": ".".join(map(str, path)), "detail": detail}
     if kind == "json_invalid":
-        return {"pointer": "", "detail": f"{detail} (at byte {path[0]})"}
-    if kind == "too_long":
+        at = f" (at byte {path[0]})" if path else ""
+        return {"pointer": "", "detail": f"{detail}{at}"}
+    if kind == "too_long" and context:
         path.append(context["max_length"])
     if kind == "missing" and not path:
         detail = "the body is missing: send a JSON object"
@@ -162,8 +189,16 @@ async def _http(request: Request, error: HTTPException) -> Response:
             )
         case TOO_LONG.status:
             return problem(request, TOO_LONG, error.detail)
-    kind = Kind(error.status_code, "http", http.HTTPStatus(error.status_code).phrase)
-    return problem(request, kind, str(error.detail), headers=headers)
+    return problem(request, http_kind(error.status_code), str(error.detail), headers=headers)
+
+
+def http_kind(status: int) -> Kind:
+    """The kind of a problem of which nothing is known but its HTTP status."""
+    return Kind(status, "http", http.HTTPStatus(status).phrase)
+
+
+async def _gone(request: Request, error: Exception) -> Response:  # noqa: ARG001  nobody is there to read it
+    return problem(request, INVALID_REQUEST, "the request broke off")
 
 
 async def _unforeseen(request: Request, error: Exception) -> Response:  # noqa: ARG001  the server logs it

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
@@ -62,6 +62,11 @@ class _PlatformCollector(Collector):
         if champion is not None:
             model.add_metric([champion.name, champion.version], 1)
         yield model
+        yield CounterMetricFamily(
+            "urlhealth_predictions_dropped",
+            "Predictions that were served and could not be logged.",
+            value=platform.prediction_log.dropped,
+        )
         try:
             counts, lag = platform.crawl.counts(), platform.pipeline_lag()
         except UrlHealthError:

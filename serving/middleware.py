@@ -1,22 +1,22 @@
-"""What happens around every request: an id, a limit on the body, a measurement."""
+"""What happens around every request: who may send it, an id, a limit on the body, a measurement."""
 
 import re
 import time
 import uuid
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import TOO_LONG, problem
+from serving.errors import NOT_LOCAL, body_too_long, problem
 from serving.metrics import Metrics
 
-#: Ten thousand URLs of the longest kind that browsers send fit in.
+#: Ten thousand URLs of the longest kind fit in.
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
-_TOO_LONG_DETAIL: Final = f"the body is longer than {MAX_BODY_BYTES} bytes: send fewer URLs at once"
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -31,20 +31,27 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # The server drops the body of an answer to HEAD.
         sent_id = Headers(scope=scope).get("x-request-id", "")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        # A route that reads its body as a stream may raise the limit.
+        state = scope.setdefault("state", {})
+        state |= {"request_id": request_id, "max_body_bytes": MAX_BODY_BYTES}
         scope.pop("route", None)  # Of an application that this one is mounted in.
         started = time.perf_counter()
         status = 500
+        announced_bytes = _announced_bytes(scope)
         body_bytes = 0
 
         async def receive_limited() -> Message:
             nonlocal body_bytes
+            if announced_bytes > state["max_body_bytes"]:
+                raise body_too_long(state["max_body_bytes"])
             message = await receive()
             body_bytes += len(message.get("body", b""))
-            if body_bytes > MAX_BODY_BYTES:
-                raise HTTPException(TOO_LONG.status, _TOO_LONG_DETAIL)
+            if body_bytes > state["max_body_bytes"]:
+                raise body_too_long(state["max_body_bytes"])
             return message
 
         async def send_with_id(message: Message) -> None:
@@ -54,17 +61,41 @@ class RequestMiddleware:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        app = _refuse if _announced_bytes(scope) > MAX_BODY_BYTES else self._app
         try:
-            await app(scope, receive_limited, send_with_id)
+            await self._app(scope, receive_limited, send_with_id)
         finally:
             self._metrics.observe(scope, status, time.perf_counter() - started)
+
+
+class LocalOnly:
+    """Refuses what comes from elsewhere, because there is no authentication yet: connections to an address that other
+    machines reach, and changes that a browser sends for a page of another site.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = _why_not_local(scope) if scope["type"] == "http" else None
+        app = self._app if detail is None else problem(Request(scope), NOT_LOCAL, detail)
+        await app(scope, receive, send)
+
+
+def _why_not_local(scope: Scope) -> str | None:
+    try:
+        address = ip_address((scope.get("server") or ("",))[0])
+    except ValueError:
+        pass  # A Unix socket, or a test client: it has no address.
+    else:
+        if isinstance(address, IPv6Address):
+            address = address.ipv4_mapped or address
+        if not address.is_loopback:
+            return f"there is no authentication yet: connect to loopback (127.0.0.1, ::1), not to {address}"
+    if scope["method"] not in _SAFE_METHODS and Headers(scope=scope).get("sec-fetch-site") == "cross-site":
+        return "a page of another site sent this: use the pages of this server, or a program"
+    return None
 
 
 def _announced_bytes(scope: Scope) -> int:
     length = Headers(scope=scope).get("content-length", "")
     return int(length) if length.isdecimal() and len(length) < 20 else 0
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    await problem(Request(scope), TOO_LONG, _TOO_LONG_DETAIL)(scope, receive, send)

@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.errors import MEDIA_TYPE
-from serving.schemas import Problem
+from serving.schemas import Problem, TaskRequest
 
 _PROBLEM: Final = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
@@ -15,6 +15,9 @@ TAGS: Final = [
     {"name": "tasks", "description": "URLs to probe once."},
     {"name": "monitors", "description": "URLs to probe again and again."},
     {"name": "predictions", "description": "Features and forecasts by URL."},
+    {"name": "open inference protocol", "description": "V2 over REST, for clients of Triton and KServe."},
+    {"name": "V1", "description": "For clients of TensorFlow Serving and KServe."},
+    {"name": "MLflow", "description": "For clients of `mlflow models serve`."},
     {"name": "operations", "description": "Health and metrics of the platform itself."},
     {
         "name": "small crawler",
@@ -30,6 +33,18 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": description, **_PROBLEM} for status, description in described.items()}
 
 
+def protocol_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same for a route of an inference protocol, which has a form of its own for errors."""
+    content = {"application/json": {"schema": {"type": "object"}}}
+    return {status: {**said, "content": content} for status, said in problems(*statuses).items()}
+
+
+def json_body(example: Any, about: str) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads a JSON body itself."""
+    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
+    return {"requestBody": {"required": True, "description": about, "content": content}}
+
+
 def header(status: int, name: str, about: str) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route whose answer carries a header."""
     return {status: {"headers": {name: {"description": about, "schema": {"type": "string"}}}}}
@@ -41,8 +56,10 @@ def describe(app: FastAPI) -> dict[str, Any]:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes, tags=TAGS
         )
-        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         parts = document.setdefault("components", {}).setdefault("schemas", {})
-        parts |= schema.pop("$defs") | {"Problem": schema}
+        # Those that FastAPI does not see in a route's signature.
+        for model in (Problem, TaskRequest):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts |= schema.pop("$defs") | {model.__name__: schema}
         app.openapi_schema = document
     return app.openapi_schema

@@ -30,6 +30,12 @@ def list_monitors(platform: PlatformDep, limit: Limit = 100, cursor: Cursor = No
     return Listing(items=[Monitor.of(monitor) for monitor in page.items], next_cursor=page.next_cursor)
 
 
+@router.get("/{monitor_id}", summary="Read a monitor", responses=problems(404, 503))
+def get_monitor(monitor_id: str, platform: PlatformDep) -> Monitor:
+    """Its interval, and when it is due next."""
+    return Monitor.of(platform.crawl.monitor(monitor_id, owner=LOCAL_OWNER))
+
+
 @router.delete("/{monitor_id}", status_code=204, summary="Delete a monitor", responses=problems(404, 503))
 def delete_monitor(monitor_id: str, platform: PlatformDep) -> None:
     """Stop probing it. The probes in the URL's history stay."""

@@ -1,9 +1,10 @@
 """Pages for people: URLs by risk, and Swagger UI. Everything that they load comes from this server."""
 
 import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, cast
 
 from fastapi import APIRouter, Request, Response
 from starlette.templating import Jinja2Templates
@@ -18,6 +19,8 @@ router = APIRouter(include_in_schema=False)
 
 HORIZON: Final = "24h"
 MAX_ROWS: Final = 200
+#: Time for which the list is shown again as it is: making it scores every target.
+KEPT_S: Final = 5
 
 _templates = Jinja2Templates(Path(__file__).parents[1] / "templates")
 _HEADERS: Final = {
@@ -47,14 +50,28 @@ class Row:
         return "never" if self.age_s is None else f"{duration(self.age_s / 3600)} ago"
 
 
+class Overview:
+    """What the list shows, made by one request at a time and kept for a few seconds. Many threads may use one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made_ms: int | None = None
+        self._context: dict[str, Any] = {}
+
+    def context(self, platform: Platform) -> dict[str, Any]:
+        """The template's variables."""
+        with self._lock:
+            now_ms = platform.clock()
+            if self._made_ms is None or not 0 <= now_ms - self._made_ms < KEPT_S * 1000:
+                self._context = _context(platform)
+                self._made_ms = now_ms
+            return self._context
+
+
 @router.get("/")
 def overview(request: Request, platform: PlatformDep) -> Response:
     """URLs by risk, riskiest first; without a model, URLs with their state."""
-    try:
-        rows, model = _by_risk(platform)
-    except NoModel:
-        rows, model = _without_model(platform), None
-    context = {"rows": rows, "model": model, "horizon": HORIZON, "total": platform.crawl.counts()["targets"]}
+    context = cast(Overview, request.app.state.overview).context(platform)
     return _templates.TemplateResponse(request, "overview.html", context, headers=_HEADERS)
 
 
@@ -62,6 +79,14 @@ def overview(request: Request, platform: PlatformDep) -> Response:
 def docs(request: Request) -> Response:
     """Swagger UI."""
     return _templates.TemplateResponse(request, "docs.html", headers=_HEADERS)
+
+
+def _context(platform: Platform) -> dict[str, Any]:
+    try:
+        rows, model = _by_risk(platform)
+    except NoModel:
+        rows, model = _without_model(platform), None
+    return {"rows": rows, "model": model, "horizon": HORIZON, "total": platform.crawl.counts()["targets"]}
 
 
 def _by_risk(platform: Platform) -> tuple[list[Row], str]:

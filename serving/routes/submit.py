@@ -36,7 +36,7 @@ WORDS: Final = {
 @router.post("/submit", summary="Probe URLs once (small crawler)", responses=problems(413, 422, 503))
 def submit(body: SubmitRequest, platform: PlatformDep) -> Submitted:
     """The same as `POST /api/v1/tasks`, in the small crawler's shape."""
-    check_count(body.urls, platform)
+    check_count(body.urls, platform.settings.max_urls_per_task)
     return Submitted(task_id=platform.crawl.create_task(body.urls, owner=LOCAL_OWNER).task_id)
 
 

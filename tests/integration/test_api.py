@@ -1,8 +1,11 @@
 """The API of a running `urlhealth serve`, on sites of known behaviour."""
 
+import json
+import signal
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -109,6 +112,44 @@ def test_a_task_from_its_creation_to_its_results(api: Api, sample_web: SampleWeb
     assert ok.address in ("127.0.0.1", "::1")
     assert ok.timestamp is not None
     assert task.created_at <= ok.timestamp <= str(task.finished_at)
+
+
+def test_a_task_is_followed_to_its_end(api: Api, sample_web: SampleWeb) -> None:
+    # The hanging one is there last, so that there is something to follow.
+    urls = [site_of(sample_web, Kind.STEADY), site_of(sample_web, Kind.NOT_FOUND), site_of(sample_web, Kind.HANGING)]
+    body = b'{"options": {"timeout_s": 2}}\n' + b"".join(f'"{url}"\n'.encode() for url in urls)
+    reply = api.http.post("/api/v1/tasks", content=body, headers={"content-type": "application/x-ndjson"})
+    location = reply.headers["location"]
+    events = follow(api, location)
+    tasks = [json.loads(event["data"]) for event in events]
+    assert [event["event"] for event in events] == ["progress"] * (len(events) - 1) + ["done"]
+    assert len(events) > 1
+    assert [task["done"] for task in tasks] == sorted(task["done"] for task in tasks)
+    assert tasks[-1] == api.http.get(location).json()
+    # Whoever lost the connection goes on where it was.
+    assert follow(api, location, after=events[-2]["id"]) == events[-1:]
+    lines = api.http.get(f"{location}/results", params={"format": "ndjson"}).text.splitlines()
+    assert [TaskResult.model_validate_json(line).outcome for line in lines] == ["ok", "http_error", "timeout"]
+
+
+def test_a_server_with_a_follower_stops_all_the_same(tmp_path: Path, sample_web: SampleWeb) -> None:
+    with platform_process(tmp_path / "home") as (api, process):
+        body = {"urls": [site_of(sample_web, Kind.HANGING)], "options": {"timeout_s": 120}}
+        location = api.http.post("/api/v1/tasks", json=body).headers["location"]
+        with api.http.stream("GET", f"{location}/events") as reply:
+            lines = reply.iter_lines()  # Kept: to forget it would close the connection.
+            assert next(lines).startswith("id: ")
+            process.terminate()
+            assert process.wait(60) == -signal.SIGTERM  # What uvicorn ends with when it has stopped in order.
+
+
+def follow(api: Api, location: str, after: str | None = None) -> list[dict[str, str]]:
+    """The events of a task up to its end."""
+    headers = {} if after is None else {"last-event-id": after}
+    with api.http.stream("GET", f"{location}/events", headers=headers) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        text = reply.read().decode()
+    return [dict(line.split(": ", 1) for line in event.splitlines()) for event in text.strip().split("\n\n")]
 
 
 def test_what_was_probed_has_features_and_a_line_on_the_page(api: Api, sample_web: SampleWeb) -> None:

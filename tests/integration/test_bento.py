@@ -10,9 +10,12 @@ import bentoml
 import mlflow
 import numpy as np
 import pytest
+import tritonclient.http as tritonclient
+from tritonclient.utils import InferenceServerException
 
 from models.registry import EXPERIMENT, promote, tracking
-from tests.support import BIN, Api, environment, free_port, program, wait_until
+from serving.schemas import Problem
+from tests.support import BIN, Api, environment, free_port, noise_forecaster, program, wait_until
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
@@ -26,12 +29,7 @@ CLOSED = "http://127.0.0.1:9/"
 
 @pytest.fixture(scope="module")
 def forecaster() -> HealthForecaster:
-    """A real one, fitted to noise: what it says does not matter here, but that all ways say the same does."""
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(400, len(VECTOR)))
-    X[:, FEATURES.index("failing_now")] = rng.integers(0, 2, size=400)
-    Y = rng.integers(0, 2, size=(400, len(PROBABILITIES))).astype(float)
-    return HealthForecaster(state_feature="failing_now", boosted=False).fit(X, Y, feature_names=FEATURES)
+    return noise_forecaster()
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +88,9 @@ def expected(forecaster: HealthForecaster, sent: list[dict[str, float | None]]) 
 def test_before_there_is_a_model(bento: Api) -> None:
     assert bento.http.get("/health/live").json() == {"status": "live"}
     assert bento.http.get("/livez").status_code == 200
+    # The crawl API is ready although nobody has trained a model: both ways of asking say so.
+    for path in ("/health/ready", "/readyz"):
+        wait_until(lambda path=path: bento.http.get(path).status_code == 200, timeout_s=20, what=f"{path} to be ready")
     for path, body in (("/score", {"rows": [{}]}), ("/api/v1/predictions", {"urls": [CLOSED]})):
         reply = bento.http.post(path, json=body)
         assert reply.status_code == 503
@@ -134,19 +135,55 @@ def test_bentomls_own_client(with_model: Api, forecaster: HealthForecaster) -> N
     assert [item["probabilities"] for item in got] == [pytest.approx(p) for p in expected(forecaster, sent)]
 
 
+def test_tritons_own_client(with_model: Api, forecaster: HealthForecaster) -> None:
+    client = tritonclient.InferenceServerClient(with_model.url.removeprefix("http://"))
+    assert client.is_server_live()
+    assert client.is_model_ready(MODEL_NAME)
+    assert client.is_model_ready(MODEL_NAME, "1")
+    assert client.get_server_metadata()["name"] == "urlhealth"
+    assert client.get_model_metadata(MODEL_NAME)["versions"] == ["1"]
+    matrix = np.random.default_rng(5).normal(size=(3, len(FEATURES))).astype(np.float32)
+    for binary in (True, False):
+        features = tritonclient.InferInput("features", matrix.shape, "FP32")
+        features.set_data_from_numpy(matrix, binary_data=binary)
+        outputs = [tritonclient.InferRequestedOutput(name, binary_data=binary) for name in PROBABILITIES]
+        got = client.infer(MODEL_NAME, [features], outputs=outputs, request_id="7")
+        assert got.get_response()["id"] == "7"
+        columns = [got.as_numpy(name) for name in PROBABILITIES]
+        assert pytest.approx(forecaster.predict_proba(matrix)) == np.array(columns).T
+    url = tritonclient.InferInput("url", [1], "BYTES")
+    url.set_data_from_numpy(np.array(["https://never.example"], dtype=object))
+    got = client.infer(MODEL_NAME, [url])
+    assert got.as_numpy("status").tolist() == [b"missing"]
+    assert np.isnan(got.as_numpy("onset_24h")).all()
+    with pytest.raises(InferenceServerException, match="no model 'other'"):
+        client.infer("other", [url])
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "pointer"),
     [
-        {},
-        {"rows": []},
-        {"rows": [{"no_such_feature": 1.0}]},
-        {"rows": [{"failing_now": "yes"}]},
-        {"rows": [[1.0]]},
-        {"rows": [{}] * 1001},
+        ({}, "/rows"),
+        ({"rows": []}, "/rows"),
+        ({"rows": [{}, {"no_such_feature": 1.0}]}, "/rows/1/no_such_feature"),
+        ({"rows": [{"failing_now": "yes"}]}, "/rows/0/failing_now"),
+        ({"rows": [[1.0]]}, "/rows/0"),
+        ({"rows": [{}] * 1001}, "/rows"),
+        ([], ""),
     ],
 )
-def test_bad_rows(with_model: Api, body: Any) -> None:
-    assert with_model.http.post("/score", json=body).status_code == 400
+def test_bad_rows(with_model: Api, body: Any, pointer: str) -> None:
+    reply = with_model.http.post("/score", json=body)
+    assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
+    problem = Problem.model_validate(reply.json())
+    assert problem.errors[0].pointer == pointer
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff", b"[" * 100_000])
+def test_what_is_not_json(with_model: Api, content: bytes) -> None:
+    reply = with_model.http.post("/score", content=content, headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json"), reply.text
+    Problem.model_validate(reply.json())
 
 
 def test_a_prediction_by_url_is_the_score_of_its_features_and_is_logged(with_model: Api, home: Path) -> None:

@@ -1,27 +1,33 @@
 """The application over a real platform in a folder of its own, without background work: nothing is probed here."""
 
+import csv
+import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from serving.app import create_app
+from serving.exports import NDJSON
+from serving.intake import MAX_LINE_BYTES, limited, unpacked
 from serving.middleware import MAX_BODY_BYTES
-from serving.schemas import Features, Predictions, Problem
-from urlhealth.features.catalog import VECTOR
-from urlhealth.features.columns import names
+from serving.schemas import Features, Options, Predictions, Problem
+from tests.support import noise_forecaster
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
 from urlhealth.prediction.estimators import HealthForecaster
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import PROBABILITIES, Outcome, ProbeResult, ProbeSource, TaskStatus
+from urlhealth.vocabulary import Outcome, Probed, ProbeRequest, ProbeResult, ProbeSource, TaskStatus
 
 NOW_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 TASKS = "/api/v1/tasks"
@@ -43,12 +49,7 @@ def http(platform: Platform) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def forecaster() -> HealthForecaster:
-    """A real one, fitted to noise: only shapes matter here."""
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(60, len(VECTOR)))
-    X[:, names(VECTOR).index("failing_now")] = 0
-    Y = rng.integers(0, 2, size=(60, len(PROBABILITIES))).astype(float)
-    return HealthForecaster(state_feature="failing_now", boosted=False).fit(X, Y, feature_names=names(VECTOR))
+    return noise_forecaster()
 
 
 @pytest.fixture
@@ -90,13 +91,7 @@ class TestTasks:
             "done": 0,
             "outcomes": {},
             "workers": [],
-            "options": {
-                "connect_timeout_s": 5.0,
-                "timeout_s": 10.0,
-                "max_redirects": 10,
-                "max_bytes": 10 * 1024 * 1024,
-                "verify_tls": True,
-            },
+            "options": Options().model_dump(mode="json"),
             "created_at": "2026-01-01T00:00:00.000Z",
             "started_at": None,
             "finished_at": None,
@@ -127,6 +122,208 @@ class TestTasks:
             assert_problem(again, 404, "not-found")
 
 
+LINES = {
+    "text/plain": b"# shops\r\nhttps://a.example\r\n\r\n https://b.example \nhttps://a.example",
+    "application/x-ndjson": b'"https://a.example"\n\n{"url": "https://b.example"}\n"https://a.example"\n',
+}
+
+
+class TestTasksInLines:
+    @pytest.mark.parametrize("content_type", LINES)
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_urls_line_by_line(self, http: TestClient, content_type: str, packed: bool) -> None:
+        body = gzip.compress(LINES[content_type]) if packed else LINES[content_type]
+        coding = {"content-encoding": "gzip"} if packed else {}
+        # However the body is cut on its way.
+        pieces = iter([body[i : i + 7] for i in range(0, len(body), 7)])
+        reply = http.post(TASKS, content=pieces, headers={"content-type": f"{content_type}; charset=utf-8", **coding})
+        assert reply.status_code == 202, reply.text
+        assert reply.json()["total"] == 3
+        items = http.get(f"{reply.headers['location']}/results").json()["items"]
+        assert [item["url"] for item in items] == ["https://a.example", "https://b.example", "https://a.example"]
+
+    def test_options_come_first(self, http: TestClient) -> None:
+        body = b'{"options": {"timeout_s": 3}}\n"https://a.example"\n'
+        reply = http.post(TASKS, content=body, headers={"content-type": "application/x-ndjson"})
+        task = http.get(reply.headers["location"]).json()
+        assert (task["total"], task["options"]["timeout_s"]) == (1, 3)
+
+    def test_json_may_be_packed_too(self, http: TestClient) -> None:
+        body = gzip.compress(b'{"urls": ["https://a.example"]}')
+        assert http.post(TASKS, content=body, headers={**JSON, "content-encoding": "gzip"}).status_code == 202
+
+    @pytest.mark.parametrize(
+        ("content_type", "body", "name", "pointers"),
+        [
+            ("text/plain", b"https://a.example\nnope\n#\nftp://x/y", "invalid-urls", ["/urls/1", "/urls/2"]),
+            ("text/plain", b"# nothing\n\n", "invalid-request", []),
+            ("text/plain", b"\xff", "invalid-request", []),
+            ("text/plain", b"https://a.example/" + b"x" * MAX_LINE_BYTES, "invalid-request", []),
+            (NDJSON, b'"https://a.example"\n5\n{"uri": 1}\nnull', "invalid-urls", [f"/urls/{i}" for i in (1, 2, 3)]),
+            (NDJSON, b'"https://a.example"\nhttps://b.example', "invalid-request", []),
+            (NDJSON, b'{"options": {"nope": 3}}\n"https://a.example"', "invalid-request", ["/options/nope"]),
+            (NDJSON, b'"https://a.example"\n' * 6, "invalid-urls", ["/urls/5"]),
+        ],
+    )  # fmt: skip
+    def test_bad_ones(self, http: TestClient, content_type: str, body: bytes, name: str, pointers: list[str]) -> None:
+        before = http.get(TASKS).json()
+        reply = http.post(TASKS, content=body, headers={"content-type": content_type})
+        problem = assert_problem(reply, 422, name)
+        assert [item["pointer"] for item in problem.get("errors", [])] == pointers
+        assert http.get(TASKS).json() == before
+
+    @pytest.mark.parametrize(
+        ("body", "coding", "status", "name"),
+        [
+            (b"https://a.example", "gzip", 422, "invalid-request"),
+            (gzip.compress(b"https://a.example")[:-9], "gzip", 422, "invalid-request"),
+            (b"https://a.example", "br", 415, "http"),
+        ],
+    )
+    def test_bad_packing(self, http: TestClient, body: bytes, coding: str, status: int, name: str) -> None:
+        headers = {"content-type": "text/plain", "content-encoding": coding}
+        assert_problem(http.post(TASKS, content=body, headers=headers), status, name)
+
+    def test_a_bomb_is_not_unpacked_as_a_whole(self) -> None:
+        bomb = zlib.compressobj(wbits=31)
+        packed = b"".join(bomb.compress(b"\n" * (1 << 20)) for _ in range(64)) + bomb.flush()
+        parts = unpacked([packed])
+        assert max(map(len, parts)) <= 1 << 20
+        with pytest.raises(HTTPException, match="longer than 1000 bytes"):
+            list(limited(unpacked([packed]), 1000))
+
+    def test_gzip_files_joined_to_one(self) -> None:
+        joined = gzip.compress(b"a" * (1 << 20)) + gzip.compress(b"b")
+        assert b"".join(unpacked([joined[:40], joined[40:]])) == b"a" * (1 << 20) + b"b"
+
+
+class TestIdempotency:
+    def test_the_same_request_again_is_the_same_task(self, http: TestClient) -> None:
+        headers = {"idempotency-key": "nightly-1"}
+        body = {"urls": ["https://a.example"]}
+        first = http.post(TASKS, json=body, headers=headers)
+        again = http.post(TASKS, json=body, headers=headers)
+        assert (again.status_code, again.json()) == (202, first.json())
+        assert again.headers["location"] == first.headers["location"]
+        other = http.post(TASKS, json={"urls": ["https://b.example"]}, headers=headers)
+        assert_problem(other, 409, "key-reused")
+        assert http.post(TASKS, json=body).json()["task_id"] != first.json()["task_id"]
+
+    def test_a_key_that_is_too_long(self, http: TestClient) -> None:
+        reply = http.post(TASKS, json={"urls": ["https://a.example"]}, headers={"idempotency-key": "x" * 256})
+        assert_problem(reply, 422, "invalid-request")
+
+
+class TestOptions:
+    def test_secrets_are_taken_and_not_shown(self, http: TestClient, platform: Platform) -> None:
+        options = {"headers": {"X-Api-Key": "hush"}, "basic_auth": "me:hush", "proxy": "http://me:hush@proxy.example"}
+        reply = http.post(TASKS, json={"urls": ["https://a.example"], "options": options})
+        stored = platform.crawl.task(reply.json()["task_id"]).options
+        assert (stored.headers, stored.basic_auth) == ((("X-Api-Key", "hush"),), "me:hush")
+        shown = http.get(reply.headers["location"])
+        assert "hush" not in shown.text
+        assert shown.json()["options"]["headers"] == {"X-Api-Key": "***"}
+        assert shown.json()["options"]["bearer_token"] is None
+
+    @pytest.mark.parametrize(
+        ("options", "word"),
+        [
+            ({"body_regex": "("}, "body_regex"),
+            ({"method": "HEAD", "body_contains": "x"}, "body_contains"),
+            ({"headers": {"User-Agent": "x"}}, "headers"),
+            ({"retries": 11}, "retries"),
+            ({"timeout_s": "Infinity"}, "timeout_s"),
+        ],
+    )
+    def test_what_cannot_work(self, http: TestClient, options: dict[str, Any], word: str) -> None:
+        reply = http.post(TASKS, json={"urls": ["https://a.example"], "options": options})
+        assert word in assert_problem(reply, 422, "invalid-request")["detail"]
+
+
+@pytest.fixture
+def finished(platform: Platform) -> str:
+    """A task of two URLs that both have their result; the id."""
+    task = platform.crawl.create_task(["http://a.example/?q=1", "http://b.example"])
+    (number,) = (t.number for t in platform.crawl.open_tasks(limit=1_000) if t.task_id == task.task_id)
+    formula = '=HYPERLINK("http://evil.example"), "x"'
+    found = [
+        Probed(
+            request=ProbeRequest(target=target, target_id=target_id, task_id=task.task_id),
+            result=ProbeResult(target=target.key, ts_ms=NOW_MS, outcome=outcome, error=error, total_ms=1.5),
+        )
+        for (target_id, target), outcome, error in zip(
+            platform.crawl.waiting_targets(number, after=0, limit=2),
+            (Outcome.OK, Outcome.PROTOCOL),
+            (None, formula),
+            strict=True,
+        )
+    ]
+    platform.lease.acquire()
+    platform.crawl.file_results(found, worker="w", lease=platform.lease)
+    platform.lease.release()
+    return task.task_id
+
+
+class TestWholeResults:
+    @pytest.mark.parametrize(
+        ("query", "accept", "content_type"),
+        [
+            ("", "*/*", "application/json"),
+            ("", "text/html, application/json, text/csv;q=0.5", "application/json"),
+            ("", "application/json;q=0.5, text/csv", "text/csv; charset=utf-8"),
+            ("", "application/x-ndjson", "application/x-ndjson"),
+            ("?format=csv", "application/json", "text/csv; charset=utf-8"),
+            ("?format=json", "text/csv", "application/json"),
+        ],
+    )
+    def test_the_format_is_chosen(
+        self, http: TestClient, finished: str, query: str, accept: str, content_type: str
+    ) -> None:
+        reply = http.get(f"{TASKS}/{finished}/results{query}", headers={"accept": accept})
+        assert (reply.status_code, reply.headers["content-type"]) == (200, content_type)
+
+    def test_all_forms_say_the_same(self, http: TestClient, finished: str) -> None:
+        path = f"{TASKS}/{finished}/results"
+        items = http.get(path).json()["items"]
+        lines = http.get(path, params={"format": "ndjson"}).text.splitlines()
+        assert [json.loads(line) for line in lines] == items
+        rows = list(csv.DictReader(io.StringIO(http.get(path, params={"format": "csv"}).text)))
+        assert list(rows[0]) == list(items[0])
+        assert [(row["url"], row["outcome"], row["total_ms"]) for row in rows] == [
+            (item["url"], item["outcome"], "1.5") for item in items
+        ]
+        # A spreadsheet would take the error for a formula; elsewhere it is as it is.
+        assert items[1]["error"].startswith("=")
+        assert rows[1]["error"] == f"'{items[1]['error']}"
+
+    def test_bad_ones(self, http: TestClient, finished: str) -> None:
+        assert_problem(http.get(f"{TASKS}/{finished}/results?format=xml"), 422, "invalid-request")
+        assert_problem(http.get(f"{TASKS}/none/results?format=csv"), 404, "not-found")
+
+
+class TestEvents:
+    def test_a_finished_task_is_said_once(self, http: TestClient, finished: str) -> None:
+        path = f"{TASKS}/{finished}/events"
+        reply = http.get(path)
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        number, name, data = reply.text.strip().splitlines()
+        assert name == "event: done"
+        assert json.loads(data.removeprefix("data: ")) == http.get(f"{TASKS}/{finished}").json()
+        last = {"last-event-id": number.removeprefix("id: ")}
+        again = http.get(path, headers=last)
+        assert (again.status_code, again.content) == (204, b"")
+        assert http.get(path, headers={"last-event-id": "0-queued"}).text == reply.text
+        assert_problem(http.get(f"{TASKS}/none/events"), 404, "not-found")
+
+    def test_cancelling_ends_it(self, http: TestClient) -> None:
+        location = http.post(TASKS, json={"urls": ["https://a.example"]}).headers["location"]
+        task = http.post(f"{location}/cancel").json()
+        assert task["status"] == "cancelled"
+        assert http.get(f"{location}/events").text.splitlines()[1] == "event: cancelled"
+        assert http.get(location).json() == task
+        assert_problem(http.post(f"{TASKS}/none/cancel"), 404, "not-found")
+
+
 class TestSmallCrawler:
     def test_shapes_while_nothing_is_finished(self, http: TestClient) -> None:
         reply = http.post("/submit", json={"urls": ["https://a.example"], "unknown": 1})
@@ -151,8 +348,10 @@ class TestMonitors:
         assert (monitor["interval_s"], monitor["group"], monitor["paused"]) == (60, "me", False)
         assert reply.headers["location"] == f"/api/v1/monitors/{monitor['monitor_id']}"
         assert http.get("/api/v1/monitors").json() == {"items": [monitor], "next_cursor": None}
+        assert http.get(reply.headers["location"]).json() == monitor
         assert http.delete(reply.headers["location"]).status_code == 204
-        assert_problem(http.delete(reply.headers["location"]), 404, "not-found")
+        for again in (http.delete(reply.headers["location"]), http.get(reply.headers["location"])):
+            assert_problem(again, 404, "not-found")
 
     @pytest.mark.parametrize(
         "body",
@@ -228,7 +427,12 @@ class TestBadInput:
             ([], "invalid-request", [""]),
             ({"urls": "https://a.example"}, "invalid-request", ["/urls"]),
             ({"urls": []}, "invalid-request", ["/urls"]),
-            ({"urls": ["https://a.example", 7, None]}, "invalid-request", ["/urls/1", "/urls/2"]),
+            ({"urls": ["https://a.example", 7, None]}, "invalid-urls", ["/urls/1", "/urls/2"]),
+            (
+                {"urls": ["http://", "nope", "ftp://x/y", 5, ""]},
+                "invalid-urls",
+                [f"/urls/{i}" for i in range(5)],
+            ),
             ({"urls": ["nonsense", "https://a.example", "ftp://a.example"]}, "invalid-urls", ["/urls/0", "/urls/2"]),
             ({"urls": ["https://a.example/" + "x" * 100_000]}, "invalid-urls", ["/urls/0"]),
             ({"urls": ["https://a.example", "\ud800"]}, "invalid-urls", ["/urls/1"]),
@@ -255,13 +459,16 @@ class TestBadInput:
             (b'{"urls": ["\xff"]}', "application/json"),
             (b'{"urls": ["https://a.example"], "\\ud800": 1}', "application/json"),
             (b'{"urls": ' + b"9" * 5_000 + b"}", "application/json"),
-            (b'{"urls": ["https://a.example"]}', "text/plain"),
-            (b"urls=https://a.example", "application/x-www-form-urlencoded"),
         ],
     )
     def test_what_is_not_json(self, http: TestClient, content: bytes, content_type: str) -> None:
         reply = http.post(TASKS, content=content, headers={"content-type": content_type})
         assert_problem(reply, 422, "invalid-request")
+
+    @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "application/xml", ""])
+    def test_what_a_task_cannot_be_sent_as(self, http: TestClient, content_type: str) -> None:
+        reply = http.post(TASKS, content=b"https://a.example", headers={"content-type": content_type})
+        assert "text/plain" in assert_problem(reply, 415, "http")["detail"]
 
     def test_a_body_beyond_the_limit(self, http: TestClient) -> None:
         body = b" " * (MAX_BODY_BYTES + 1)
@@ -319,16 +526,54 @@ class TestOtherErrors:
         assert got
 
 
+class TestWhoIsServed:
+    @pytest.mark.parametrize(
+        ("server", "status"),
+        [
+            (("127.0.0.1", 8000), 200),
+            (("::1", 8000), 200),
+            (("::ffff:127.0.0.1", 8000), 200),
+            (("/run/urlhealth.sock", None), 200),
+            (("192.168.1.2", 8000), 403),
+            (("fe80::1%eth0", 8000), 403),
+        ],
+    )
+    def test_a_connection_to_an_address_that_others_reach_is_refused(
+        self, platform: Platform, server: tuple[str, int | None], status: int
+    ) -> None:
+        app = create_app(platform)
+
+        async def at_server(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope | {"server": server}, receive, send)
+
+        reply = TestClient(at_server).get("/health/live")
+        assert reply.status_code == status
+        if status == 403:
+            assert "authentication" in assert_problem(reply, 403, "not-local")["detail"]
+            assert reply.headers["x-request-id"]
+
+    def test_a_page_of_another_site_cannot_change_anything(self, http: TestClient) -> None:
+        foreign = {"sec-fetch-site": "cross-site"}
+        assert_problem(http.post(TASKS, json={"urls": ["https://a.example"]}, headers=foreign), 403, "not-local")
+        assert http.get(TASKS, headers=foreign).status_code == 200
+
+
 class TestOperations:
     def test_live(self, http: TestClient) -> None:
         assert http.get("/health/live").json() == {"status": "live"}
+
+    @pytest.mark.parametrize("path", ["/health/live", "/", "/docs", "/api/v1/tasks"])
+    def test_head_is_get_without_a_body(self, http: TestClient, path: str) -> None:
+        reply = http.head(path)
+        assert (reply.status_code, reply.content) == (200, b"")
+        assert reply.headers["content-type"] == http.get(path).headers["content-type"]
 
     def test_it_is_not_ready_before_it_looked_for_a_model(self, http: TestClient) -> None:
         reply = http.get("/health/ready")
         assert reply.status_code == 503
         bad = [check for check in reply.json()["checks"] if not check["ok"]]
         assert [check["name"] for check in bad] == ["model"]
-        assert "urlhealth train" in bad[0]["advice"]
+        assert "wait" in bad[0]["advice"]
 
     @pytest.mark.usefixtures("champion")
     def test_ready_with_a_model(self, http: TestClient) -> None:
@@ -371,19 +616,40 @@ class TestDocuments:
             ("GET", f"{TASKS}/{{task_id}}"),
             ("DELETE", f"{TASKS}/{{task_id}}"),
             ("GET", f"{TASKS}/{{task_id}}/results"),
+            ("GET", f"{TASKS}/{{task_id}}/events"),
+            ("POST", f"{TASKS}/{{task_id}}/cancel"),
             ("POST", "/api/v1/monitors"),
             ("GET", "/api/v1/monitors"),
+            ("GET", "/api/v1/monitors/{monitor_id}"),
             ("DELETE", "/api/v1/monitors/{monitor_id}"),
             ("POST", "/api/v1/features"),
             ("POST", "/api/v1/predictions"),
             ("GET", "/health/live"),
             ("GET", "/health/ready"),
             ("GET", "/metrics"),
+            ("POST", "/api/v1/score"),
+            ("POST", "/invocations"),
+            ("GET", "/v1/models/{model}"),
+            ("GET", "/v1/models/{model}/versions/{version}"),
+            ("POST", "/v1/models/{model}:predict"),
+            ("POST", "/v1/models/{model}/versions/{version}:predict"),
+            ("GET", "/v2"),
+            ("GET", "/v2/health/live"),
+            ("GET", "/v2/health/ready"),
+            ("GET", "/v2/models/{model}"),
+            ("GET", "/v2/models/{model}/ready"),
+            ("POST", "/v2/models/{model}/infer"),
+            ("GET", "/v2/models/{model}/versions/{version}"),
+            ("GET", "/v2/models/{model}/versions/{version}/ready"),
+            ("POST", "/v2/models/{model}/versions/{version}/infer"),
         }
-        for operation in operations.values():
+        for (_, path), operation in operations.items():
+            own_form = path.startswith(("/v1", "/v2", "/invocations"))
             assert operation["summary"]
             assert operation["description"]
-            assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"]
+            assert list(operation["responses"]["default"]["content"]) == [
+                "application/json" if own_form else "application/problem+json"
+            ]
         assert len({op["operationId"] for op in operations.values()}) == len(operations)
 
     def test_openapi_references_resolve(self, http: TestClient) -> None:
@@ -426,8 +692,7 @@ class TestOverview:
                 own.crawl.import_probes([(target, result)], source=source)
             own.lease.acquire()
             assert own.pipeline.step() == 2
-            http = TestClient(create_app(own))
-            page = http.get("/").text
+            page = TestClient(create_app(own)).get("/").text
             assert "urlhealth train" in page
             assert page.count("3 minutes ago") == 2
             assert page.count("simulated history") == 1
@@ -437,9 +702,25 @@ class TestOverview:
             assert "<script>" not in page
             assert "a.example/&#39;" in page
             own.champion.current = champion
-            page = http.get("/").text
+            page = TestClient(create_app(own)).get("/").text
             assert "url-health version 7" in page
             assert "urlhealth train" not in page
             assert page.index("b.example") < page.index("a.example")  # What fails now is certain to be seen failing.
             assert "100.0 %" in page
             assert "//" not in re.sub(r"https://[ab]\.example", "", page)
+
+    def test_the_list_of_urls_is_made_once_in_a_few_seconds(
+        self, platform: Platform, champion: Champion, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scored: list[int] = []
+        predict_proba = champion.forecaster.predict_proba
+        monkeypatch.setattr(champion.forecaster, "predict_proba", lambda X: scored.append(len(X)) or predict_proba(X))
+        http = TestClient(create_app(platform))
+        http.post(TASKS, json={"urls": ["https://a.example"]})
+        pages = [http.get("/").text for _ in range(2)]
+        assert pages[0] == pages[1]
+        scored_once = len(scored)
+        assert scored_once
+        monkeypatch.setattr(platform, "clock", lambda: NOW_MS + 60_000)
+        http.get("/")
+        assert len(scored) == 2 * scored_once

@@ -1,0 +1,186 @@
+"""What all inference protocols share: URLs or features in, named columns out. None of them asks the model otherwise."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from serving.schemas import MAX_URLS
+from urlhealth.errors import InvalidRequest, NotFound
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
+from urlhealth.platform import Platform
+from urlhealth.prediction.champion import Champion
+from urlhealth.vocabulary import HORIZONS, LOCAL_OWNER, MODEL_NAME, PROBABILITIES
+
+Matrix = npt.NDArray[np.float32]
+
+FEATURES: Final = names(VECTOR)
+_COLUMN: Final = {name: column for column, name in enumerate(FEATURES)}
+#: Rows of features that one request may have.
+MAX_ROWS: Final = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The model's answer for n rows."""
+
+    model: str
+    model_version: str
+    #: By name, float64 (n,): `PROBABILITIES`, NaN where nothing is known; for URLs also `age_s`.
+    numbers: Mapping[str, npt.NDArray[np.float64]]
+    #: By name, n strings: for URLs `status`.
+    texts: Mapping[str, list[str]]
+
+    def __len__(self) -> int:
+        return len(self.numbers[PROBABILITIES[0]])
+
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """(n, 6), in the order of `PROBABILITIES`."""
+        return np.column_stack([self.numbers[name] for name in PROBABILITIES])
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Numbers and texts by name."""
+        return {name: values.tolist() for name, values in self.numbers.items()} | {**self.texts}
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary a row."""
+        columns = self.columns()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def of_urls(platform: Platform, urls: Sequence[Any], *, request_id: str) -> Answer:
+    """The forecasts for URLs, by what is known of them now; logged as served.
+
+    Raises:
+        InvalidUrls, InvalidRequest, NoModel.
+    """
+    _check_count(len(urls), MAX_URLS, "URLs")
+    predictions = platform.predictor.predict(urls, horizons=tuple(HORIZONS))
+    platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
+    each = len(HORIZONS)
+    numbers = {}
+    for j, horizon in enumerate(HORIZONS):
+        numbers[f"onset_{horizon}"] = _floats([p.probability for p in predictions[j::each]])
+        numbers[f"failing_{horizon}"] = _floats([p.probability_at_end for p in predictions[j::each]])
+    first = predictions[::each]
+    return Answer(
+        model=first[0].model,
+        model_version=first[0].model_version,
+        numbers={name: numbers[name] for name in PROBABILITIES} | {"age_s": _floats([p.age_s for p in first])},
+        texts={"status": [p.status.value for p in first]},
+    )
+
+
+def of_features(platform: Platform, matrix: Matrix) -> Answer:
+    """The probabilities for rows of features, float32 (n, len(FEATURES)), NaN where unknown.
+
+    Raises:
+        InvalidRequest: too few or too many rows, or an infinite value.
+        NoModel.
+    """
+    _check_count(len(matrix), MAX_ROWS, "rows")
+    if matrix.shape[1] != len(FEATURES):
+        raise InvalidRequest(f"a row has {matrix.shape[1]} features; the model has {len(FEATURES)}")
+    infinite = np.argwhere(np.isinf(matrix))
+    if len(infinite):
+        row, column = infinite[0]
+        raise InvalidRequest(f"row {row}: {FEATURES[column]} is infinite, or too large for 32 bits")
+    champion = platform.predictor.champion()
+    probabilities = champion.forecaster.predict_proba(matrix)
+    return Answer(
+        model=champion.name,
+        model_version=champion.version,
+        numbers=dict(zip(PROBABILITIES, probabilities.T, strict=True)),
+        texts={},
+    )
+
+
+def matrix_of_rows(rows: Sequence[Any]) -> Matrix:
+    """Rows of features as a matrix; each is an object by name (null or absent: unknown), or a list of all values.
+
+    Raises:
+        InvalidRequest: naming the row.
+    """
+    _check_count(len(rows), MAX_ROWS, "rows")
+    if all(isinstance(row, dict) for row in rows):
+        for position, row in enumerate(rows):
+            if unknown := row.keys() - _COLUMN.keys():
+                raise InvalidRequest(f"row {position}: there is no feature {min(unknown)[:80]!r}")
+        return _matrix([[row.get(name) for name in FEATURES] for row in rows])
+    for position, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != len(FEATURES):
+            raise InvalidRequest(f"row {position} is neither an object of features nor a list of all {len(FEATURES)}")
+    return _matrix(rows)
+
+
+def matrix_of_columns(columns: Mapping[str, Sequence[Any]]) -> Matrix:
+    """Columns of features by name as a matrix; those that are absent are unknown.
+
+    Raises:
+        InvalidRequest: a name is none of a feature, or the columns differ in length.
+    """
+    if unknown := columns.keys() - _COLUMN.keys():
+        raise InvalidRequest(f"there is no feature {min(unknown)[:80]!r}: see the model's metadata for their names")
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) != 1:
+        raise InvalidRequest(f"the features must have the same number of rows, at least one each: {lengths}"[:300])
+    (count,) = set(lengths.values())
+    _check_count(count, MAX_ROWS, "rows")
+    matrix = np.full((count, len(FEATURES)), np.nan, dtype=np.float32)
+    for name, values in columns.items():
+        matrix[:, _COLUMN[name]] = _matrix([[value] for value in values])[:, 0]
+    return matrix
+
+
+def check_model(platform: Platform, model: str, version: str | None = None) -> Champion:
+    """The model that serves.
+
+    Raises:
+        NotFound: it is another one than is asked for.
+        NoModel.
+    """
+    if model != MODEL_NAME:
+        raise NotFound(f"there is no model {model[:80]!r}: the one that serves is {MODEL_NAME}")
+    champion = platform.predictor.champion()
+    if version is not None and version != champion.version:
+        raise NotFound(f"version {version[:80]!r} does not serve: version {champion.version} does")
+    return champion
+
+
+def json_object(body: bytes) -> Any:
+    """What a JSON body says.
+
+    Raises:
+        InvalidRequest: it is not JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+
+
+def _matrix(rows: Sequence[Sequence[Any]]) -> Matrix:
+    kinds = set(map(type, chain.from_iterable(rows))) - {float, int, type(None)}
+    if kinds:
+        raise InvalidRequest(
+            f"features are numbers, or null where unknown; there is a {min(k.__name__ for k in kinds)}"
+        )
+    try:
+        with np.errstate(over="ignore"):  # What does not fit is infinite, and found to be so.
+            return np.array(rows, dtype=np.float32)
+    except OverflowError:
+        raise InvalidRequest("a feature is too large for 32 bits") from None
+
+
+def _floats(values: Sequence[float | None]) -> npt.NDArray[np.float64]:
+    return np.array(values, dtype=np.float64)
+
+
+def _check_count(count: int, most: int, what: str) -> None:
+    if not 1 <= count <= most:
+        raise InvalidRequest(f"{count} {what} were sent; send 1 to {most}")

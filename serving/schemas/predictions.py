@@ -1,0 +1,120 @@
+"""Features and predictions by URL."""
+
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from serving.schemas.common import FewUrls, Horizon, RequestBody, Target, Time, Url, rfc3339_or_none
+from urlhealth import vocabulary as words
+from urlhealth.vocabulary import Freshness, Health
+
+
+class FeaturesRequest(RequestBody):
+    """URLs whose features are wanted."""
+
+    urls: FewUrls
+
+
+class Known(BaseModel):
+    """What every item says about the knowledge that it rests on."""
+
+    url: Url
+    target: Target
+    status: Freshness = Field(
+        description="`fresh`; `stale` if the newest verdict is too old to say how it is now; `missing` if never probed."
+    )
+    age_s: float | None = Field(description="Age of the newest probe.")
+    observed_at: Time | None = Field(description="When the newest probe was made.")
+
+
+class FeaturesItem(Known):
+    """The features of one URL, now."""
+
+    features: dict[str, float | None] | None = Field(
+        description="By name, null where unknown; null as a whole for a URL never seen."
+    )
+
+    @classmethod
+    def of(cls, vector: words.FeatureVector) -> Self:
+        """The vector as a reply."""
+        return cls(
+            url=vector.sent_url,
+            target=vector.target,
+            status=vector.status,
+            age_s=vector.age_s,
+            observed_at=rfc3339_or_none(vector.observed_ms),
+            # NaN is "unknown" in a vector, and null in JSON.
+            features=None
+            if vector.values is None
+            else {name: value if value == value else None for name, value in vector.values.items()},
+        )
+
+
+class Features(BaseModel):
+    """One item a URL, in the order in which they were sent."""
+
+    items: list[FeaturesItem]
+
+
+class PredictionsRequest(RequestBody):
+    """URLs whose forecast is wanted."""
+
+    urls: FewUrls
+    horizons: list[Horizon] = Field(["24h"], min_length=1, max_length=3)
+    explain: bool = Field(False, description="Whether to give reasons.")
+
+
+class Reason(BaseModel):
+    """A feature that moved a prediction."""
+
+    feature: str
+    value: float | None = Field(description="Null where unknown.")
+    contribution: float = Field(description="By how much it moved the log-odds.")
+    text: str
+
+
+class PredictionsItem(Known):
+    """The forecast for one URL and one horizon."""
+
+    horizon: Horizon
+    probability: float | None = Field(
+        description="Of being seen failing at any time within the horizon; null for a URL never seen."
+    )
+    probability_at_end: float | None = Field(description="Of failing at the horizon's end.")
+    health: Health = Field(description="What the newest verdict said; `unknown` if that is too old.")
+    model: str
+    model_version: str
+    reasons: list[Reason] = Field(description="Most moving first; empty unless asked for.")
+
+    @classmethod
+    def of(cls, prediction: words.Prediction) -> Self:
+        """The prediction as a reply."""
+        return cls(
+            url=prediction.sent_url,
+            target=prediction.target,
+            horizon=prediction.horizon,
+            probability=prediction.probability,
+            probability_at_end=prediction.probability_at_end,
+            status=prediction.status,
+            health=prediction.health,
+            age_s=prediction.age_s,
+            observed_at=rfc3339_or_none(prediction.observed_ms),
+            model=prediction.model,
+            model_version=prediction.model_version,
+            reasons=[
+                Reason(
+                    feature=reason.feature,
+                    value=reason.value if reason.value == reason.value else None,
+                    contribution=reason.contribution,
+                    text=reason.text,
+                )
+                for reason in prediction.reasons
+            ],
+        )
+
+
+class Predictions(BaseModel):
+    """One item a URL and horizon, URLs outermost, in the order in which they were sent."""
+
+    request_id: str = Field(description="Under which the predictions are logged; also the header X-Request-ID.")
+    items: list[PredictionsItem]
