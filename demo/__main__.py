@@ -237,7 +237,7 @@ class Demo:
             "URLs by risk": f"{self.url}/",
             "Swagger UI": f"{self.url}/docs",
             "MLflow UI": f"{BIN}/mlflow ui --backend-store-uri sqlite:///{self.home}/mlflow/mlflow.db --port 5000",
-            "Feast UI": f"{python}/feast -c {ROOT}/feature_repo ui --port 8888",
+            "Feast UI": f"{python}/feast -c {ROOT}/feature_repo ui --host 127.0.0.1 --port 8888",
             "one forecast": f"{python}/urlhealth predict URL",
             "logs": str(self.logs),
         }

@@ -5,8 +5,8 @@ from random import Random
 from typing import Final
 
 from demo.sites import DAY_MS, Act, Certificate, Site, State
-from urlhealth.probing.transfer import judge_status
 from urlhealth.probing.urls import parse_target
+from urlhealth.probing.verdict import judge_status
 from urlhealth.vocabulary import DEFAULT_OPTIONS, Outcome, ProbeResult, Target
 
 #: What a probe says of each act that fails; HTTP statuses speak for themselves.

@@ -1,21 +1,21 @@
-"""The MLflow registry as training uses it: where it is, who the champion is, and how another becomes it."""
+"""The MLflow registry as training uses it: where it is, and how a version becomes the champion."""
 
-import io
+import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from urlhealth.errors import StoreUnavailable
+from urlhealth.errors import InvalidRequest, NotFound, StoreUnavailable
+from urlhealth.prediction.champion import ChampionWatch, load_version, unavailable
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import CHAMPION, MODEL_NAME
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+
+    from urlhealth.prediction.estimators import HealthForecaster
 
 #: Alias of the newest model that did not become champion.
 CHALLENGER: Final = "challenger"
@@ -27,25 +27,28 @@ def tracking(settings: Settings) -> Iterator["MlflowClient"]:
     """MLflow's client, with its fluent calls going to the platform's tracking store, and without its chatter.
 
     Creates the store in the home folder on first use. MLflow keeps the address in the process and in its environment;
-    both are afterwards as they were.
+    all is afterwards as it was.
 
     Raises:
         StoreUnavailable: the store cannot be opened.
     """
     import mlflow
+    import mlflow.pyfunc  # here, for when MLflow imports it, it switches its messages on
+    from mlflow.utils.logging_utils import MLFLOW_LOGGING_STREAM
 
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+    chatter, MLFLOW_LOGGING_STREAM.enabled = MLFLOW_LOGGING_STREAM.enabled, False
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield _opened(settings)
         finally:
             mlflow.set_tracking_uri(before)
+            MLFLOW_LOGGING_STREAM.enabled = chatter
 
 
 def _opened(settings: Settings) -> "MlflowClient":
     import mlflow
-    from mlflow.exceptions import MlflowException
 
     uri = settings.resolved_tracking_uri
     try:
@@ -56,24 +59,50 @@ def _opened(settings: Settings) -> "MlflowClient":
         if client.get_experiment_by_name(EXPERIMENT) is None:
             embedded = not settings.mlflow_tracking_uri
             client.create_experiment(EXPERIMENT, settings.mlflow_artifacts.as_uri() if embedded else None)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise StoreUnavailable(
-            f"the MLflow store {uri} cannot be used ({reason}): see MLFLOW_TRACKING_URI and URLHEALTH_HOME"
-        ) from error
+    except Exception as error:  # MLflow lets through whatever its back ends raise.
+        raise unavailable(uri, error) from error
     return client
 
 
-def champion(client: "MlflowClient") -> "ModelVersion | None":
-    """The version that serves; None if there is none yet."""
+def resolve(settings: Settings, name: str | None) -> tuple["HealthForecaster", str]:
+    """The forecaster that a name means, and what to call it.
+
+    Args:
+        name: `url-health@ALIAS` or `url-health/VERSION`; None is the champion. The champion of an empty registry is
+            the bundled model.
+
+    Raises:
+        InvalidRequest: the name is not spelt so.
+        NotFound: there is no such model.
+        ModelMismatch, StoreUnavailable: it cannot be loaded.
+    """
+    spelt = re.fullmatch(rf"{MODEL_NAME}(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))", name or f"{MODEL_NAME}@{CHAMPION}")
+    if spelt is None:
+        raise InvalidRequest(f"no model can be called {name!r}: write {MODEL_NAME}@ALIAS or {MODEL_NAME}/VERSION")
+    alias, version = spelt["alias"], spelt["version"]
+    if alias == CHAMPION:
+        watch = ChampionWatch(settings)
+        watch.refresh()
+        if watch.current is None:
+            raise StoreUnavailable(str(watch.problem))
+        return watch.current.forecaster, f"{MODEL_NAME} version {watch.current.version}"
+    with tracking(settings) as client:
+        version = version or find(client, alias)
+        return load_version(client.tracking_uri, version), f"{MODEL_NAME} version {version}"
+
+
+def find(client: "MlflowClient", alias: str) -> str:
+    """The version with an alias.
+
+    Raises:
+        NotFound: no version has it.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.get_model_version_by_alias(MODEL_NAME, CHAMPION)
+        return str(client.get_model_version_by_alias(MODEL_NAME, alias).version)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
+        raise NotFound(f"no version of {MODEL_NAME} is called {alias}: see `urlhealth models list`") from error
 
 
 def promote(client: "MlflowClient", version: str) -> None:
@@ -82,11 +111,3 @@ def promote(client: "MlflowClient", version: str) -> None:
     aliases = client.get_registered_model(MODEL_NAME).aliases
     if aliases.get(CHALLENGER) == version:
         client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
-
-
-def downloaded(client: "MlflowClient", version: "ModelVersion") -> Path:
-    """A local folder with the files of a version."""
-    import mlflow.artifacts
-
-    uri = client.get_model_version_download_uri(version.name, version.version)
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=client.tracking_uri))

@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
+from urlhealth.prediction.estimators import HealthForecaster
+from urlhealth.vocabulary import PROBABILITIES
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -100,6 +106,16 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float, what: str) -> 
             return value
         time.sleep(0.05)
     raise AssertionError(f"waited {timeout_s} s in vain for {what}")
+
+
+def noise_forecaster(seed: int = 0) -> HealthForecaster:
+    """A real model, fitted to noise: for tests in which only its shape matters, or that all ways say the same."""
+    rng = np.random.default_rng(seed)
+    features = names(VECTOR)
+    X = rng.normal(size=(400, len(features)))
+    X[:, features.index("failing_now")] = rng.integers(0, 2, size=400)
+    Y = rng.integers(0, 2, size=(400, len(PROBABILITIES))).astype(float)
+    return HealthForecaster(state_feature="failing_now", boosted=False).fit(X, Y, feature_names=features)
 
 
 class Api:

@@ -1,20 +1,26 @@
 """The `urlhealth` command. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
-from urlhealth.errors import ConfigurationError, InvalidRequest, UrlHealthError
+from urlhealth.errors import ConfigurationError, InvalidRequest, InvalidUrls, UrlHealthError
+from urlhealth.printing import print_json_lines, print_results, print_table, result_json, result_line
 
 if TYPE_CHECKING:
+    from urlhealth.crawl.tasks import Answered
     from urlhealth.platform import Platform
-    from urlhealth.vocabulary import CrawlTask, TaskResult
+    from urlhealth.vocabulary import CrawlTask
 
 app = typer.Typer(
     help="Probe URLs, keep their features in Feast, predict which fail next.",
@@ -23,6 +29,9 @@ app = typer.Typer(
 )
 features_app = typer.Typer(help="Work on the feature stores.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
+
+#: Time between two looks for results.
+_POLL_S = 0.1
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")]
 
@@ -41,17 +50,32 @@ def serve(
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; loopback only. [default: URLHEALTH_HOST]")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: URLHEALTH_PORT]")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on. [default: URLHEALTH_PORT]", min=0, max=65535)
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that answer requests.", min=1)] = 1,
 ) -> None:
     """Serve the crawl API, features and predictions."""
     import uvicorn
 
-    with _platform() as platform:  # A store that cannot be opened is said here, once, before any process starts.
-        host = host or platform.settings.host
-        port = platform.settings.port if port is None else port
-    _require_loopback(host)
-    uvicorn.run("serving.app:create_app", factory=True, host=host, port=port, workers=workers, access_log=False)
+    from urlhealth.settings import load_settings, require_loopback
+
+    settings = load_settings()
+    host = host or settings.host
+    require_loopback(host)
+    with _platform():
+        pass  # What cannot be opened is said here, once, before any process starts.
+    port = settings.port if port is None else port
+    _require_free(host, port)
+    uvicorn.run(
+        "serving.app:create_app",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        access_log=False,
+        timeout_graceful_shutdown=5,  # Whoever follows a task's events does not hold up the end.
+    )
 
 
 @app.command()
@@ -62,25 +86,51 @@ def crawl(
     ] = None,
     as_json: Json = False,
     insecure: Annotated[bool, typer.Option(help="Do not check certificates. Such probes feed no features.")] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("-o", "--option", help="Any option of a task, as in `-o timeout_s=5 -o method=HEAD`. Repeatable."),
+    ] = None,
     exit_zero: Annotated[bool, typer.Option(help="Exit with 0 although a URL failed.")] = False,
 ) -> None:
-    """Probe URLs once and print what was found; exit code 1 if any failed."""
-    from urlhealth.vocabulary import Health, ProbeOptions
+    """Probe URLs once and print what was found; exit code 1 if any failed.
 
-    wanted = [*(urls or []), *(_lines(file) if file else [])]
-    if not wanted:
-        raise InvalidRequest("no URLs: name some, or give a file with -f")
-    failed = False
-    with _platform() as platform:
-        task = platform.crawl.create_task(wanted, options=ProbeOptions(verify_tls=not insecure))
-        platform.start(predict=False)
-        _wait_for(platform, task)
-        results = list(_results(platform, task.task_id))
-    failed = any(item.result is not None and item.result.outcome.health is not Health.UP for item in results)
-    if as_json:
-        _print_ndjson(_result_row(item) for item in results)
-    else:
-        _print_results(results)
+    On a terminal: a progress bar, then a table. In a pipe: a line for each URL as soon as it has its result.
+    """
+    from urlhealth.probing.options import parse_options
+    from urlhealth.probing.urls import UrlLines
+    from urlhealth.vocabulary import Outcome
+
+    options = parse_options(dict(map(_named_value, option or ())) | ({"verify_tls": False} if insecure else {}))
+    as_table = sys.stdout.isatty() and not as_json
+    failed, up = False, Outcome.OK.value
+    with _lines(file) as lines, _platform(check=False) as platform:
+        before = platform.crawl.last_probe_id()
+        from_file = UrlLines(lines)
+        try:
+            task = platform.crawl.create_task(chain(urls or (), from_file), options=options)
+        except InvalidUrls as error:
+            position, reason = next(iter(error.problems.items()))
+            if file is None or position < len(urls or ()):
+                raise
+            raise InvalidRequest(f"{file}, line {from_file.line_of(position - len(urls or ()))}: {reason}") from error
+        platform.start(features=False, predict=False)
+        shown: list[Answered] = []
+        try:
+            for item in _answered(platform, task, after=before, progress=as_table):
+                failed |= item.outcome != up
+                if as_table:
+                    shown.append(item)
+                else:
+                    sys.stdout.buffer.write(result_json(item) if as_json else result_line(item))
+            cancelled = platform.crawl.task(task.task_id).status == "cancelled"
+        except (KeyboardInterrupt, BrokenPipeError):
+            platform.crawl.cancel_task(task.task_id)
+            sys.stdout = None  # nobody reads it: nothing is flushed at exit
+            raise typer.Exit(130) from None
+    if as_table:
+        print_results(sorted(shown, key=attrgetter("position")))
+    if cancelled:
+        raise InvalidRequest(f"the task {task.task_id} was cancelled before all its URLs were probed")
     if failed and not exit_zero:
         raise typer.Exit(1)
 
@@ -107,29 +157,58 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Say how likely URLs are to fail, and why."""
-    from dataclasses import asdict
+    from serving.schemas import PredictionsItem
 
     with _platform() as platform:
         platform.champion.refresh()
         predictions = platform.predictor.predict(urls, horizons=horizon or ["24h"], explain=True)
     if as_json:
-        _print_ndjson(asdict(prediction) for prediction in predictions)
+        print_json_lines(map(PredictionsItem.of, predictions))
         return
-    from rich.table import Table
+    print_table(
+        ("URL", "state now", "horizon", "may fail", "main reason", "known from"),
+        (
+            (
+                prediction.sent_url,
+                prediction.health,
+                prediction.horizon,
+                "unknown" if prediction.probability is None else f"{prediction.probability:.1%}",
+                prediction.reasons[0].text if prediction.reasons else "",
+                prediction.status if prediction.age_s is None else f"{prediction.status}, {prediction.age_s:.0f} s ago",
+            )
+            for prediction in predictions
+        ),
+    )
+    Console().print(f"model {predictions[0].model} version {predictions[0].model_version}", style="dim")
 
-    table = Table("URL", "state now", "horizon", "may fail", "main reason", "known from")
-    for prediction in predictions:
-        table.add_row(
-            escape(prediction.sent_url),
-            prediction.health,
-            prediction.horizon,
-            "unknown" if prediction.probability is None else f"{prediction.probability:.1%}",
-            prediction.reasons[0].text if prediction.reasons else "",
-            prediction.status if prediction.age_s is None else f"{prediction.status}, {prediction.age_s:.0f} s ago",
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"model {predictions[0].model} version {predictions[0].model_version}", style="dim")
+
+@app.command()
+def backtest(
+    history: Annotated[Path, typer.Option(help="Parquet file: url, ts, status, code, response_ms, perhaps group.")],
+    at: Annotated[Path | None, typer.Option(help="Parquet file of what to forecast, and as of when: url, ts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Parquet file to write the forecasts to.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder to write an HTML report on the model to.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="NAME@ALIAS or NAME/VERSION. [default: the champion, or the bundled model]")
+    ] = None,
+) -> None:
+    """Judge a model on a past of your own: forecasts of past instants, each made from what was known then."""
+    from models import backtest as backtests
+    from models.registry import resolve
+    from urlhealth.settings import load_settings, quiet_third_parties
+
+    if (at is None) != (out is None) or (at is None and report is None):
+        raise InvalidRequest("say what to make: --at and --out for forecasts, --report for a report")
+    quiet_third_parties()
+    settings = load_settings()
+    forecaster, name = resolve(settings, model)
+    console = Console(stderr=True)
+    if at is not None and out is not None:
+        number = backtests.forecast(forecaster, history, at, out, known_for_s=settings.known_for_s)
+        console.print(f"{number:,} instants forecast by {name}: {out}", soft_wrap=True)
+    if report is not None:
+        page = backtests.report(forecaster, name, history, report, known_for_s=settings.known_for_s)
+        console.print(f"report on {name}: {page}", soft_wrap=True)
 
 
 @features_app.command("build")
@@ -141,115 +220,98 @@ def features_build(
     """Bring the features up to date with the stored probes."""
     console = Console()
     with _platform() as platform, console.status("Building features"):
-        if rebuild:
-            if not platform.lease.acquire():
-                raise ConfigurationError("another process is the writer: stop `urlhealth serve` before a rebuild")
-            console.print(f"{platform.pipeline.rebuild()} verdicts folded anew")
-        platform.build_features()
+        platform.build_features(rebuild=rebuild)
     console.print("features are up to date")
 
 
 @app.command()
 def doctor() -> None:
     """Say which stores are in use, and whether each works."""
-    from rich.table import Table
-
-    with _platform() as platform:
+    with _platform(check=False) as platform:
         platform.champion.refresh()
         checks = platform.checks()
-    table = Table("part", "works", "in use", "what to do")
-    for check in checks:
-        table.add_row(check.name, "[green]yes" if check.ok else "[red]no", escape(check.detail), check.advice or "")
-    Console().print(table)
+    print_table(
+        ("part", "works", "in use", "what to do"),
+        (
+            (
+                check.name,
+                Text("yes", "green") if check.ok else Text("no", "red"),
+                check.detail,
+                check.advice or "",
+            )
+            for check in checks
+        ),
+    )
     if not all(check.ok for check in checks if check.needed):
         raise typer.Exit(1)
 
 
+def _require_free(host: str, port: int) -> None:
+    import socket
+
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; end what listens there, or give another --port"
+        ) from error
+
+
 @contextmanager
-def _platform() -> Iterator["Platform"]:
+def _platform(*, check: bool = True) -> Iterator["Platform"]:
     from urlhealth.platform import Platform
     from urlhealth.settings import load_settings, quiet_third_parties
 
     quiet_third_parties()
-    with Platform(load_settings()) as platform:
-        yield platform
+    with closing(Platform(load_settings())) as platform:
+        yield platform.open(check=check)
 
 
-def _require_loopback(host: str) -> None:
-    import ipaddress
-
+@contextmanager
+def _lines(file: Path | None) -> Iterator[Iterable[str]]:
+    """The lines of a file, of standard input for `-`, none without a file."""
+    if file is None:
+        yield ()
+        return
     try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise ConfigurationError(
-            f"will not listen on {host}: there is no authentication yet, so only loopback (127.0.0.1, ::1) is served"
-        )
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        with sys.stdin if str(file) == "-" else file.open(encoding="utf-8") as lines:
+            yield lines
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"cannot read {file}: {error}") from error
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _wait_for(platform: "Platform", task: "CrawlTask") -> None:
-    """Show progress (on a terminal) until the task is done, whichever process does it."""
-    import time
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from urlhealth.vocabulary import TaskStatus
-
-    console = Console(stderr=True)
-    columns = (TextColumn("probing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("probing", total=task.total)
-        while task.status not in (TaskStatus.DONE, TaskStatus.CANCELLED):
-            time.sleep(0.05)
-            task = platform.crawl.task(task.task_id)
-            progress.update(bar, completed=task.done)
-
-
-def _results(platform: "Platform", task_id: str) -> Iterator["TaskResult"]:
-    cursor = None
-    while True:
-        page = platform.crawl.task_results(task_id, limit=1_000, cursor=cursor)
-        yield from page.items
-        cursor = page.next_cursor
-        if cursor is None:
-            return
-
-
-def _result_row(item: "TaskResult") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {"url": item.sent_url, **(asdict(item.result) if item.result else {})}
-
-
-def _print_ndjson(rows: Any) -> None:
+def _named_value(text: str) -> tuple[str, Any]:
+    """`timeout_s=5`, as name and value; what is no JSON is text."""
     import orjson
 
-    for row in rows:
-        sys.stdout.buffer.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidRequest(f"option {text!r} is not of the form name=value")
+    try:
+        return name, orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return name, value
 
 
-def _print_results(results: list["TaskResult"]) -> None:
-    from rich.table import Table
+def _answered(platform: "Platform", task: "CrawlTask", *, after: int, progress: bool) -> Iterator["Answered"]:
+    """The task's results as they come, whichever process probes; `after` is the last probe before the task."""
+    with _progress_bar(task.total) if progress else nullcontext(lambda _: None) as show:
+        while True:
+            task = platform.crawl.task(task.task_id)
+            while some := platform.crawl.answered(task.task_id, after=after):
+                yield from some
+                after = some[-1].probe_id
+            show(task.done)
+            if task.finished_ms is not None:
+                return
+            time.sleep(_POLL_S)
 
-    table = Table("URL", "outcome", "status", "ms", "what was wrong")
-    for item in results:
-        result = item.result
-        if result is None:
-            continue
-        table.add_row(
-            escape(item.sent_url),
-            result.outcome,
-            "" if result.status_code is None else str(result.status_code),
-            "" if result.total_ms is None else f"{result.total_ms:.0f}",
-            escape(result.error or ""),
-        )
-    Console().print(table)
+
+@contextmanager
+def _progress_bar(total: int) -> Iterator[Callable[[int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("probing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("probing", total=total)
+        yield lambda done: progress.update(bar, completed=done)

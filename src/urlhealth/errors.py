@@ -4,8 +4,9 @@
     ├── InvalidRequest      what was asked for cannot be done as it was written
     │   ├── InvalidUrls     some URLs of a list are none; names their positions
     │   └── InvalidCursor
+    ├── KeyReused           an idempotency key came again with another request
     ├── NotFound            no such task, monitor or model
-    ├── NoModel             nothing is registered to predict with
+    ├── NoModel             there is no model that can be used to predict
     ├── NotEnoughHistory    too little is stored to train on
     ├── ModelMismatch       a registered model does not fit this version's features
     ├── StateMismatch       carried feature state was made by another version or setting
@@ -42,12 +43,16 @@ class InvalidCursor(InvalidRequest):
     """A cursor that this list did not give out."""
 
 
+class KeyReused(UrlHealthError):
+    """An idempotency key came again with another request."""
+
+
 class NotFound(UrlHealthError):
     """No such task, monitor or model."""
 
 
 class NoModel(UrlHealthError):
-    """Nothing is registered to predict with."""
+    """There is no model that can be used to predict."""
 
 
 class NotEnoughHistory(UrlHealthError):
@@ -72,3 +77,8 @@ class LeaseLost(UrlHealthError):
 
 class ConfigurationError(UrlHealthError):
     """Settings that cannot work."""
+
+
+def one_line(error: object) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,32 +2,36 @@
 
 import logging
 import os
-import queue
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.carried import CarriedStore
+from urlhealth.crawl.crawler import Crawler
 from urlhealth.crawl.database import open_database
-from urlhealth.crawl.lease import Lease
-from urlhealth.crawl.runner import CrawlRunner
+from urlhealth.crawl.lease import RENEWALS, Lease
 from urlhealth.crawl.store import CrawlStore
-from urlhealth.errors import LeaseLost, StoreUnavailable, UrlHealthError
-from urlhealth.feast_stores.stores import FeatureStores
-from urlhealth.features.catalog import URL_STATE
-from urlhealth.pipeline import Pipeline
-from urlhealth.prediction.champion import ChampionWatch
-from urlhealth.prediction.predictor import Predictor
+from urlhealth.errors import LeaseLost, StoreUnavailable, UrlHealthError, one_line
+from urlhealth.prediction.log import PredictionLog
 from urlhealth.probing.engine import ProbeEngine
 from urlhealth.probing.guard import AddressGuard
+from urlhealth.probing.transfer import TrustedCertificates
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import MODEL_NAME, Clock, Prediction, system_clock
+from urlhealth.vocabulary import MODEL_NAME, Clock, Prediction, Served, system_clock
+
+if TYPE_CHECKING:
+    from urlhealth.crawl.carried import CarriedStore
+    from urlhealth.feast_stores.stores import FeatureStores
+    from urlhealth.pipeline import Pipeline
+    from urlhealth.prediction.champion import ChampionWatch
+    from urlhealth.prediction.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +39,6 @@ log = logging.getLogger(__name__)
 _TURN_S = 0.1
 #: Time after which a loop that failed tries again.
 _RETRY_S = 1.0
-#: Requests whose predictions may wait to be logged.
-_LOG_QUEUE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,9 @@ class Check:
 class Platform:
     """All parts, wired. `open()` makes them usable; `start()` also does the work that needs no request.
 
-    Any number of processes may open one database. The crawl and the pipeline run in the one that holds the lease; each
-    of the others takes over when the holder falls silent.
+    What only some commands need is imported and made when it is first asked for. Any number of processes may open one
+    database. The crawl and the pipeline run in the one that holds the lease; each of the others takes over when the
+    holder falls silent.
     """
 
     def __init__(self, settings: Settings, *, clock: Clock = system_clock) -> None:
@@ -66,67 +69,102 @@ class Platform:
         self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
-        self._dispatcher: ProbeEngine | None = None
-        self._engine: sa.Engine | None = None
-        self._prediction_log: queue.Queue[tuple[str, Sequence[Prediction], str]] = queue.Queue(_LOG_QUEUE)
+        self._crawler: Crawler | None = None
+        self._database: sa.Engine | None = None
 
-    def open(self) -> Self:
+    def open(self, *, check: bool = True) -> Self:
         """Open the stores; no background work.
+
+        Args:
+            check: touch each store that the others do not need, too; without it, `checks()` can say which one fails.
 
         Raises:
             StoreUnavailable: saying which store, why, and what to do.
+            ConfigurationError: settings name what cannot be used.
         """
         settings = self.settings
+        TrustedCertificates(settings.ca_file).close()
         try:
             settings.home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnavailable(
                 f"the folder {settings.home} cannot be used ({error.strerror}): set URLHEALTH_HOME to one that can be"
             ) from error
-        self._engine = open_database(settings.resolved_database_url)
-        self.crawl = CrawlStore(self._engine, clock=self.clock)
-        self.lease = Lease(self._engine, holder=self.worker_id, ttl_s=settings.lease_s, clock=self.clock)
-        self.carried = CarriedStore(self._engine)
-        self.features = FeatureStores(settings)
-        self.champion = ChampionWatch(settings)
-        self.predictor = Predictor(
+        self._database = open_database(settings.resolved_database_url)
+        self.crawl = CrawlStore(self._database, clock=self.clock)
+        self.lease = Lease(self._database, holder=self.worker_id, ttl_s=settings.lease_s, clock=self.clock)
+        self.prediction_log = PredictionLog(self.crawl)
+        if check:
+            try:
+                self.features.check()
+                self.champion.check()
+            except UrlHealthError:
+                self.close()
+                raise
+        return self
+
+    @cached_property
+    def carried(self) -> "CarriedStore":
+        from urlhealth.crawl.carried import CarriedStore
+
+        assert self._database is not None
+        return CarriedStore(self._database)
+
+    @cached_property
+    def features(self) -> "FeatureStores":
+        from urlhealth.feast_stores.stores import FeatureStores
+
+        return FeatureStores(self.settings)
+
+    @cached_property
+    def champion(self) -> "ChampionWatch":
+        from urlhealth.prediction.champion import ChampionWatch
+
+        return ChampionWatch(self.settings)
+
+    @cached_property
+    def predictor(self) -> "Predictor":
+        from urlhealth.prediction.predictor import Predictor
+
+        return Predictor(
             crawl=self.crawl,
             features=self.features,
             champion=self.champion,
             clock=self.clock,
-            known_for_s=settings.known_for_s,
+            known_for_s=self.settings.known_for_s,
         )
-        self.pipeline = Pipeline(
+
+    @cached_property
+    def pipeline(self) -> "Pipeline":
+        from urlhealth.pipeline import Pipeline
+
+        return Pipeline(
             probes=self.crawl,
             carried=self.carried,
             features=self.features,
             lease=self.lease,
             clock=self.clock,
-            known_for_s=settings.known_for_s,
-            late_s=settings.late_s,
+            known_for_s=self.settings.known_for_s,
+            late_s=self.settings.late_s,
         )
-        return self
 
-    def start(self, *, predict: bool = True) -> None:
-        """Start the background work: lease, crawl and pipeline, and (`predict`) the watch on the champion."""
+    def start(self, *, features: bool = True, predict: bool = True) -> None:
+        """Start the background work: the crawl under the lease and, if wanted, what follows on it.
+
+        Args:
+            features: run the pipeline. Without it, whoever runs it next finds what was probed.
+            predict: watch the champion, and log what is predicted.
+        """
         settings = self.settings
-        self._dispatcher = ProbeEngine(
-            user_agent=settings.user_agent,
-            concurrency=settings.probe_concurrency,
-            concurrency_per_host=settings.probe_concurrency_per_host,
-            guard=AddressGuard(settings.allow_addresses),
-            clock=self.clock,
-            worker_id=self.worker_id,
-            ca_file=settings.ca_file,
-        )
-        runner = CrawlRunner(self.crawl, self.lease, self._dispatcher)
+        crawler = self._crawler = Crawler(self.crawl, self.lease, self._make_engine)
         self.lease.acquire()
-        self._loop("lease", self._renew, settings.lease_s / 4)
-        self._loop("crawl", lambda: runner.step(_TURN_S), 0.0)
-        self._loop("pipeline", self._fold, settings.pipeline_poll_s)
-        self._loop("prediction-log", self._write_predictions, _TURN_S)
+        self._loop("lease", self._renew, settings.lease_s / RENEWALS)
+        self._loop("crawl", lambda: crawler.step(_TURN_S), 0.0)
+        if features:
+            self._loop("pipeline", self._fold, settings.pipeline_poll_s)
         if predict:
             self._loop("champion", self.champion.refresh, settings.champion_poll_s)
+            self._loop("prediction-log", self.prediction_log.write, _TURN_S)
 
     def close(self) -> None:
         """Stop the background work, give the lease back, close the stores. May be called twice."""
@@ -134,14 +172,15 @@ class Platform:
         for thread in self._threads:
             thread.join(timeout=15)
         self._threads.clear()
-        if self._dispatcher is not None:
-            self._dispatcher.close()
-            self._dispatcher = None
-        if self._engine is not None:
-            self._write_predictions()
-            self.lease.release()
-            self._engine.dispose()
-            self._engine = None
+        crawler, database = self._crawler, self._database
+        self._crawler = self._database = None
+        with ExitStack() as steps:  # last in, first out: each is done, whatever happens to the others
+            if database is not None:
+                steps.callback(database.dispose)
+                steps.callback(self.lease.release)
+                steps.callback(self.prediction_log.write)
+            if crawler is not None:
+                steps.callback(crawler.close)
 
     def __enter__(self) -> Self:
         return self.open()
@@ -151,13 +190,19 @@ class Platform:
     ) -> None:
         self.close()
 
-    def build_features(self) -> None:
-        """Return when every stored verdict is in the features, whoever does the work: this process or the writer."""
-        while self.pipeline_lag():
-            if self.lease.acquire():
-                while self.pipeline.step():
-                    self.lease.acquire()
-            else:
+    def build_features(self, *, rebuild: bool = False) -> None:
+        """Return when every stored verdict is in the features, whoever does the work: this process or the writer.
+
+        Args:
+            rebuild: forget all features first, and fold the whole history anew, late probes included.
+        """
+        if rebuild:
+            self.pipeline.request_rebuild()
+        while not self.pipeline.is_current():
+            with self.lease.kept() as mine, suppress(LeaseLost):
+                while mine and self.pipeline.step():
+                    pass
+            if not mine:
                 self._stop.wait(self.settings.pipeline_poll_s)
         self.features.apply()
 
@@ -166,16 +211,14 @@ class Platform:
         return self.crawl.count_verdicts_after(self.carried.position())
 
     def log_predictions(self, request_id: str, predictions: Sequence[Prediction], *, owner: str) -> None:
-        """Queue what was served for the log; never waits. What finds the queue full is counted and dropped."""
-        try:
-            self._prediction_log.put_nowait((request_id, predictions, owner))
-        except queue.Full:
-            log.warning("prediction log is full: request %s is not logged", request_id)
+        """Queue what was served for the log; never waits."""
+        self.prediction_log.put(Served(request_id=request_id, owner=owner, ts_ms=self.clock(), predictions=predictions))
 
     def checks(self) -> list[Check]:
         """Whether each part works, in the order in which they depend on each other."""
         return [
             self._check("database", self._describe_database, "see URLHEALTH_DATABASE_URL and URLHEALTH_HOME"),
+            *self._engine_check(),
             self._check("pipeline", self._describe_pipeline, "run `urlhealth serve`, or `urlhealth features build`"),
             self._check("features", self._describe_features, "see FEAST_FS_YAML_FILE_PATH and URLHEALTH_HOME"),
             self._model_check(),
@@ -185,8 +228,17 @@ class Platform:
     def _check(name: str, describe: Callable[[], str], advice: str) -> Check:
         try:
             return Check(name=name, detail=describe(), ok=True)
-        except (UrlHealthError, sa.exc.SQLAlchemyError, OSError) as error:
-            return Check(name=name, detail=str(error).splitlines()[0], ok=False, advice=advice)
+        except Exception as error:  # whatever is wrong with a part, the others are still told
+            return Check(name=name, detail=one_line(error), ok=False, advice=advice)
+
+    def _engine_check(self) -> list[Check]:
+        """Of the probing engine, where it was started."""
+        if self._crawler is None:
+            return []
+        if self._crawler.failed:
+            words = "it has failed, and is not replaced yet"
+            return [Check(name="engine", detail=words, ok=False, advice="see the log of this process")]
+        return [Check(name="engine", detail=f"up to {self.settings.probe_concurrency} probes at once", ok=True)]
 
     def _describe_database(self) -> str:
         counts = self.crawl.counts()
@@ -197,22 +249,43 @@ class Platform:
         return f"{self.pipeline_lag()} verdicts behind; this process is {'' if self.lease.held else 'not '}the writer"
 
     def _describe_features(self) -> str:
+        from urlhealth.features.catalog import URL_STATE
+
+        self.features.check()
         self.features.read(URL_STATE, ["https://urlhealth.invalid/"])
         return f"{self.settings.feast_yaml}, stores in {self.settings.feast_home}"
 
     def _model_check(self) -> Check:
-        champion = self.champion.current
+        champion, problem = self.champion.current, self.champion.problem
         uri = self.settings.resolved_tracking_uri
         if champion is not None:
-            return Check(name="model", ok=True, detail=f"{champion.name} version {champion.version}, {uri}")
-        # Without a model the crawl API works: what is not ready is a model that exists and is not loaded yet.
-        detail = f"no {MODEL_NAME} in {uri}" if self.champion.looked else f"{uri} was not looked at yet"
-        return Check(
-            name="model", ok=False, detail=detail, advice="run `urlhealth train`", needed=not self.champion.looked
+            detail = f"{champion.name} version {champion.version}, {uri}"
+            return Check(name="model", ok=True, detail=f"{detail}; {problem}" if problem else detail)
+        # Without a model the crawl API works: what is not ready is a model that exists and is not loaded.
+        if problem:
+            return Check(name="model", ok=False, detail=problem, advice="see MLFLOW_TRACKING_URI and URLHEALTH_HOME")
+        if not self.champion.looked:
+            return Check(name="model", ok=False, detail=f"{uri} was not looked at yet", advice="wait a moment")
+        detail = f"no {MODEL_NAME} in {uri}"
+        return Check(name="model", ok=False, detail=detail, advice="run `urlhealth train`", needed=False)
+
+    def _make_engine(self) -> ProbeEngine:
+        settings = self.settings
+        return ProbeEngine(
+            user_agent=settings.user_agent,
+            concurrency=settings.probe_concurrency,
+            concurrency_per_host=settings.probe_concurrency_per_host,
+            rate_per_host=settings.probe_rate_per_host,
+            guard=AddressGuard(settings.allow_addresses),
+            clock=self.clock,
+            worker_id=self.worker_id,
+            ca_file=settings.ca_file,
+            canary=settings.canary,
         )
 
     def _renew(self) -> None:
-        self.lease.acquire()
+        if self._crawler is not None and not self._crawler.failed:
+            self.lease.acquire()
 
     def _fold(self) -> None:
         if not self.lease.held:
@@ -220,14 +293,6 @@ class Platform:
         self.features.apply()
         while not self._stop.is_set() and self.pipeline.step():
             pass
-
-    def _write_predictions(self) -> None:
-        while True:
-            try:
-                request_id, predictions, owner = self._prediction_log.get_nowait()
-            except queue.Empty:
-                return
-            self.crawl.log_predictions(request_id, predictions, owner=owner)
 
     def _loop(self, name: str, turn: Callable[[], object], pause_s: float) -> None:
         """Call `turn` again and again in a thread of its own; a failure is logged and tried again."""

@@ -7,11 +7,12 @@ lines and this platform cannot disagree.
 
 import os
 from functools import cached_property
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from urlhealth.errors import ConfigurationError
@@ -19,11 +20,29 @@ from urlhealth.errors import ConfigurationError
 #: The checkout (or the unpacked bento) that this module runs from.
 ROOT = Path(__file__).resolve().parents[2]
 
+#: What is wrong with a value, by the type of pydantic's error.
+_WRONG: Final = {
+    "int_parsing": "this is no whole number",
+    "float_parsing": "this is no number",
+    "finite_number": "this must be a finite number",
+    "greater_than": "this must be more than {gt:g}",
+    "greater_than_equal": "this must be {ge:g} or more",
+    "less_than_equal": "this must be {le:g} or less",
+    "value_error": "{error}",
+}
+
 
 class Settings(BaseSettings):
     """The platform's settings. The defaults need no server and listen to this machine only."""
 
-    model_config = SettingsConfigDict(env_prefix="URLHEALTH_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="URLHEALTH_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        allow_inf_nan=False,
+    )
 
     home: Path = Field(ROOT / "var", description="Folder of everything that the embedded stores keep.")
     database_url: str = Field(
@@ -41,6 +60,10 @@ class Settings(BaseSettings):
     )
     probe_concurrency: int = Field(256, description="Probes under way at once in one process.", ge=1)
     probe_concurrency_per_host: int = Field(8, description="Probes under way at once to one host.", ge=1)
+    probe_rate_per_host: float = Field(0.0, description="Probes begun in a second to one host; 0 is any number.", ge=0)
+    canary: str = Field(
+        "", description="URL that is always up, to tell an outage of our own network by. Empty: none is told."
+    )
     max_urls_per_task: int = Field(10_000, description="URLs that one task may have.", ge=1)
     lease_s: float = Field(8.0, description="Time after which a silent writer's lease passes to another process.", gt=0)
     pipeline_poll_s: float = Field(0.25, description="Time between looks for probes that are not yet features.", gt=0)
@@ -62,13 +85,21 @@ class Settings(BaseSettings):
 
     @field_validator("allow_addresses", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    def _networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError as error:
+            raise ValueError(f"{error}; write networks like 10.0.0.0/8,::1/128") from error
 
-    @field_validator("home", "feast_yaml")
+    @field_validator("home", "feast_yaml", "ca_file")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        try:
+            return None if value is None else value.expanduser().absolute()
+        except RuntimeError as error:  # the folder of a user that does not exist
+            raise ValueError(str(error)) from error
 
     @cached_property
     def resolved_database_url(self) -> str:
@@ -104,15 +135,41 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"settings from the environment cannot be used: {problems}") from error
+        raise ConfigurationError("; ".join(map(_problem, error.errors()))) from error
+
+
+def variable(field: str) -> str:
+    """The environment variable that sets a field of :class:`Settings`."""
+    alias = Settings.model_fields[field].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"URLHEALTH_{field.upper()}"
+
+
+def _problem(found: ErrorDetails) -> str:
+    """What pydantic found, with the name of the variable, and in words."""
+    name = str(found["loc"][0])
+    context = found.get("ctx", {})
+    words = _WRONG.get(found["type"], found["msg"]).format(**context)
+    return f"{variable(name) if name in Settings.model_fields else name}={found['input']}: {words}"
+
+
+def require_loopback(host: str) -> None:
+    """Raises `ConfigurationError` unless only this machine can reach what listens on `host`."""
+    try:
+        loopback = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigurationError(
+            f"will not listen on {host}: there is no authentication yet, so only loopback (127.0.0.1, ::1) is served"
+        )
 
 
 def quiet_third_parties() -> None:
-    """Switch off the usage reports of BentoML, Feast and MLflow in this process and its children."""
+    """Switch off the usage reports of BentoML, Feast and MLflow, and MLflow's bars, here and in child processes."""
     for name, value in {
         "BENTOML_DO_NOT_TRACK": "True",
         "FEAST_USAGE": "False",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     }.items():
         os.environ.setdefault(name, value)

@@ -341,23 +341,32 @@ def load_forecaster(folder: Path) -> HealthForecaster:
 
     Raises:
         ModelMismatch: it is no such model, or was trained for other features than this version has.
+        OSError: its files cannot be read (now).
     """
-    import skops.io
     import yaml
 
     try:
         flavor = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))["flavors"]["sklearn"]
         serialization, file = flavor["serialization_format"], Path(str(flavor["pickled_model"])).name
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (FileNotFoundError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ModelMismatch(f"{folder} is no MLflow folder of a scikit-learn model: {error!r}") from error
     if serialization != "skops":
         raise ModelMismatch(f"the model in {folder} was saved as {serialization}: only skops is loaded, so save it so")
+    return read_forecaster(folder / file)
+
+
+def read_forecaster(file: Path) -> HealthForecaster:
+    """The forecaster in a skops file, as :func:`load_forecaster` reads it; raises the same."""
+    import skops.io
+
     try:
-        forecaster = skops.io.load(folder / file, trusted=list(TRUSTED_TYPES))
+        forecaster = skops.io.load(file, trusted=list(TRUSTED_TYPES))
+    except OSError:
+        raise
     except Exception as error:  # skops raises whatever a bad file makes it meet.
-        raise ModelMismatch(f"{folder / file} cannot be loaded: {error}") from error
+        raise ModelMismatch(f"{file} cannot be loaded: {error}") from error
     if not isinstance(forecaster, HealthForecaster):
-        raise ModelMismatch(f"{folder / file} holds a {type(forecaster).__name__}, not a HealthForecaster")
+        raise ModelMismatch(f"{file} holds a {type(forecaster).__name__}, not a HealthForecaster")
     trained = [str(name) for name in forecaster.feature_names_in_]
     if trained != list(names(VECTOR)):
         raise ModelMismatch(f"{_difference(trained, list(names(VECTOR)))}; train anew with `urlhealth train`")

@@ -103,7 +103,7 @@ class Predictor:
         Raises:
             InvalidUrls: naming the positions.
             InvalidRequest: an unknown horizon.
-            NoModel: there is no champion yet.
+            NoModel: see :meth:`champion`.
         """
         unknown = [horizon for horizon in horizons if horizon not in HORIZONS]
         if unknown:
@@ -115,7 +115,7 @@ class Predictor:
         """Of the known targets, the `limit` that are likeliest to fail within the horizon, riskiest first.
 
         Raises:
-            NoModel: there is no champion yet.
+            NoModel: see :meth:`champion`.
         """
         champion = self.champion()
         targets: list[Target] = []
@@ -137,11 +137,12 @@ class Predictor:
         """The model that serves now.
 
         Raises:
-            NoModel: there is none yet.
+            NoModel: there is none yet, or none that can be loaded; says which.
         """
-        if self._champion.current is None:
-            raise NoModel(f"no model is registered as {MODEL_NAME} yet: run `urlhealth train`")
-        return self._champion.current
+        champion, problem = self._champion.current, self._champion.problem
+        if champion is None:
+            raise NoModel(problem or f"no model is registered as {MODEL_NAME} yet: run `urlhealth train`")
+        return champion
 
     def _predict(
         self,

@@ -1,0 +1,88 @@
+"""What commands print: tables for people, one JSON object a line for programs."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from urlhealth.crawl.tasks import Answered
+
+#: Wide enough that no row is folded where no terminal sets a width.
+_UNFOLDED: Final = 100_000
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Print a table; nothing is cut. What is too long for the terminal goes on in the next line, in a pipe in the same.
+
+    Cells are shown as they are: strings are no markup.
+    """
+    table = Table(*(Column(header, overflow="fold") for header in headers))
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_UNFOLDED)
+    console.print(table)
+
+
+def print_json_lines(items: "Iterable[BaseModel]") -> None:
+    """Print one JSON object a line: the shapes of `serving.schemas`, so that they are those of the API's replies."""
+    for item in items:
+        sys.stdout.write(item.model_dump_json() + "\n")
+
+
+def print_results(items: "Iterable[Answered]") -> None:
+    """Print results of a task as a table."""
+    print_table(
+        ("URL", "outcome", "status", "ms", "what was wrong"),
+        ((item.sent_url, item.outcome, *_words_of(item)) for item in items),
+    )
+
+
+def result_line(item: "Answered") -> bytes:
+    """A result for people, in a line: outcome, status, ms, URL, and what was wrong."""
+    status, total_ms, error = _words_of(item)
+    return f"{item.outcome:<18} {status:>3} {total_ms:>6} {item.sent_url}  {error}".rstrip().encode() + b"\n"
+
+
+def result_json(item: "Answered") -> bytes:
+    """A result as a line of JSON, as `serving.schemas.TaskResult` has it."""
+    import orjson
+
+    _, position, sent_url, target, ts_ms, *found, cert_expires_ms, error, attempts = item
+    row = {"position": position, "url": sent_url, "target": target, "timestamp": rfc3339(ts_ms)}
+    row |= zip(item._fields[5:-3], found, strict=True)
+    row["cert_expires_at"] = None if cert_expires_ms is None else rfc3339(cert_expires_ms)
+    row["error"] = error
+    row["attempts"] = attempts and [
+        {"timestamp": rfc3339(attempt.pop("ts_ms"))} | attempt for attempt in orjson.loads(attempts)
+    ]
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def rfc3339(ms: int) -> str:
+    """2026-01-01T00:00:00.000Z for milliseconds since 1970 UTC."""
+    seconds, rest_ms = divmod(ms, 1000)
+    return f"{_seconds(seconds)}.{rest_ms:03d}Z"
+
+
+@lru_cache(maxsize=1024)
+def _seconds(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
+
+
+def _words_of(item: "Answered") -> tuple[str, str, str]:
+    """Status, ms, and what was wrong."""
+    return (
+        "" if item.status_code is None else str(item.status_code),
+        "" if item.total_ms is None else f"{item.total_ms:.0f}",
+        item.error or "",
+    )
