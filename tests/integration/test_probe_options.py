@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.misbehaving import HEAD, OK, SPEAKS_H2, Behaviour, hang, read_head, say, serving, tls
+from tests.misbehaving import HEAD, OK, SPEAKS_H2, Behaviour, hang, read_head, redirect, say, serving, tls
 from tests.probes import probe, probe_all, running_engine
 from urlhealth.probing.engine import ProbeEngine
 from urlhealth.probing.options import parse_options
-from urlhealth.vocabulary import Outcome, ProbeOptions, ProbeResult
+from urlhealth.probing.urls import parse_target
+from urlhealth.vocabulary import Outcome, ProbeOptions, ProbeRequest, ProbeResult
 
 JSON = b'{"status": "fine", "queues": [{"name": "a", "length": 3}]}'
 SECRETS: list[dict[str, Any]] = [
@@ -52,7 +53,7 @@ def ask(engine: ProbeEngine, behave: Behaviour, scheme: str = "http", **options:
 
 
 def test_head_asks_for_no_body(engine: ProbeEngine) -> None:
-    head, get = Recorder(HEAD + b"Content-Length: 1000\r\n\r\n"), Recorder()
+    head, get = Recorder(HEAD + b"Content-Length: 1000000000\r\n\r\n"), Recorder()
     assert ask(engine, head, method="HEAD").outcome is Outcome.OK
     assert ask(engine, get).outcome is Outcome.OK
     assert (head.heads[0][:7], get.heads[0][:6]) == (b"HEAD / ", b"GET / ")
@@ -64,6 +65,8 @@ def test_head_asks_for_no_body(engine: ProbeEngine) -> None:
         (say(OK), {"expected_statuses": [200, 404]}, Outcome.OK, None),
         (answer(b"", b"404 No"), {"expected_statuses": [404]}, Outcome.OK, None),
         (answer(b"", b"403 No"), {"expected_statuses": [403]}, Outcome.OK, None),
+        (redirect(b"/"), {"expected_statuses": [302]}, Outcome.OK, None),
+        (redirect(b"file:///"), {"expected_statuses": [301]}, Outcome.CONDITION, "HTTP status 302 was not expected"),
         (answer(b"", b"204 No"), {"expected_statuses": [200]}, Outcome.CONDITION, "HTTP status 204 was not expected"),
         (answer(b"", b"500 No"), {"expected_statuses": [200]}, Outcome.HTTP_ERROR, "HTTP 500 Internal Server Error"),
         (answer(b"gr\xc3\xbcn"), {"body_contains": "grün"}, Outcome.OK, None),
@@ -219,6 +222,28 @@ def test_robots_txt_is_asked_once_and_obeyed_where_that_is_wanted() -> None:
     assert asked == {b"/robots.txt": 1, b"/": 1, b"/open?q": 1, b"/private/a": 1}
 
 
+def test_a_robots_txt_is_asked_for_once_though_who_asked_first_is_cancelled() -> None:
+    obey, asked = robots(b"")
+    began, go_on = threading.Event(), threading.Event()
+
+    def behave(connection: Any) -> None:
+        began.set()
+        go_on.wait(10)
+        obey(connection)
+
+    with running_engine() as engine, serving(behave) as port:
+        target = parse_target(f"http://127.0.0.1:{port}/")
+        options = ProbeOptions(robots=True)
+        engine.submit([ProbeRequest(target=target, options=options, task_id="gone")])
+        assert began.wait(10)
+        engine.cancel({"gone"})
+        engine.submit([ProbeRequest(target=target, options=options, task_id="kept")])
+        assert engine.results(0.1) == []
+        go_on.set()
+        assert [probed.request.task_id for probed in engine.results(10)] == ["kept"]
+    assert asked == {b"/robots.txt": 1, b"/": 1}
+
+
 @pytest.mark.parametrize(
     ("status", "outcome", "error"),
     [
@@ -259,13 +284,15 @@ def test_the_canary_decides_whose_fault_it_is_that_many_hosts_fail(canary_answer
 
     def behave(connection: Any) -> None:
         asked.set()
-        say(OK)(connection)
+        say(b"HTTP/1.1 429 No\r\nRetry-After: 60\r\nContent-Length: 0\r\n\r\n")(connection)
 
     with serving(behave) as port:
         canary = f"http://127.0.0.1:{port if canary_answers else 1}/"
         with running_engine(canary=canary) as engine:
             found = probe_all(engine, [f"http://site{n}.localhost:1/" for n in range(5)])
+            assert asked.is_set() == canary_answers
+            # The canary's own wish to be left alone says nothing of the host for others, and does not hold us up.
+            assert probe(engine, f"http://127.0.0.1:{port}/").outcome is Outcome.BLOCKED
     assert [result.outcome for result in found] == [outcome] * 5
-    assert asked.is_set() == canary_answers
     if not canary_answers:
         assert (found[0].error or "").startswith("our own network was out: http://127.0.0.1:1/ could not be reached")

@@ -19,6 +19,7 @@ from tests.misbehaving import HEAD, OK, Behaviour, Shown, hang, read_head, redir
 from tests.probes import QUICK, make_engine, probe, probe_all, running_engine
 from urlhealth.errors import ConfigurationError
 from urlhealth.probing.engine import ProbeEngine
+from urlhealth.probing.politeness import Politeness
 from urlhealth.probing.transfer import Transfer, TrustedCertificates
 from urlhealth.probing.urls import parse_target
 from urlhealth.vocabulary import Outcome, ProbeOptions, ProbeRequest
@@ -249,11 +250,19 @@ def test_an_answer_that_nobody_thought_of_is_a_result_and_ends_nothing(
     assert after.outcome is Outcome.OK
 
 
+def test_a_request_that_cannot_be_made_is_a_result_and_ends_nothing(engine: ProbeEngine, serve: Serve) -> None:
+    url = f"http://127.0.0.1:{serve(say(OK))}/"
+    result = probe(engine, url, ProbeOptions(basic_auth="me:\ud800"))
+    assert result.outcome is Outcome.PROTOCOL
+    assert (result.error or "").startswith("the URL cannot be requested: ")
+    assert probe(engine, url).outcome is Outcome.OK
+
+
 def test_a_defect_of_the_engine_is_told_to_whoever_waits_and_whoever_asks(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine()
-    monkeypatch.setattr(Transfer, "begin", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(Politeness, "begin", lambda *_: 1 / 0)
     assert not engine.failed
     engine.submit([ProbeRequest(target=parse_target(f"http://127.0.0.1:{serve(say(OK))}/"))])
     with pytest.raises(RuntimeError, match="the probing engine has failed"):

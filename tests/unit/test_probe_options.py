@@ -70,6 +70,7 @@ def test_options_of_an_older_version_are_those_with_the_rest_as_by_default() -> 
         ({"body_jsonpath": "$["}, "body_jsonpath: not a JSONPath (RFC 9535): "),
         ({"body_jsonpath": "$..a..b"}, "body_jsonpath: has '..' more than 1 times"),
         ({"body_jsonpath": "$[?match(@.a, '(a+)+b')]"}, "body_jsonpath: not a JSONPath (RFC 9535): function 'match'"),
+        ({"body_contains": "\ud800"}, "body_contains: should be a valid string, unable to parse raw data as a unicode"),
         ({"body_contains": "a", "method": "HEAD"}, "body_contains: needs the method GET"),
     ],
 )

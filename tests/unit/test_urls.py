@@ -1,11 +1,13 @@
 """What is taken for a URL, what it becomes, and what is said of the rest."""
 
+import ada_url
 import pytest
+import tldextract
 from hypothesis import given
 from hypothesis import strategies as st
 
 from urlhealth.errors import InvalidRequest, InvalidUrls
-from urlhealth.probing.urls import MAX_LENGTH, parse_target, parse_targets, registrable_domain
+from urlhealth.probing.urls import MAX_LENGTH, UrlLines, parse_target, parse_targets, registrable_domain
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,38 @@ def test_a_list_keeps_its_order() -> None:
         "http://a/",
         "http://b/",
     ]
+
+
+@given(
+    st.from_regex(
+        r"https?://([a-z0-9.-]|xn--){1,12}(:[0-9]{1,5})?/([a-z.%0-9/~-]|%2e){0,12}(\?[a-z.%0-9/=&+#-]{0,6})?",
+        fullmatch=True,
+    )
+)
+def test_what_needs_no_parser_is_what_the_parser_makes_of_it(url: str) -> None:
+    try:
+        target = parse_target(url)
+    except InvalidRequest:
+        with pytest.raises(ValueError, match=r".*"):
+            ada_url.normalize_url(url)
+        return
+    parsed = ada_url.URL(ada_url.normalize_url(url))
+    assert target.url == parsed.href.partition("#")[0]
+    assert target.host == parsed.host
+
+
+def test_who_runs_a_host_is_what_the_public_suffix_list_says() -> None:
+    extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+    for rule in extract.tlds:
+        suffix = rule.lstrip("!").replace("*", "q")
+        host = f"a.b.{suffix}".encode("idna").decode()
+        assert registrable_domain(host) == extract(host).top_domain_under_public_suffix
+
+
+def test_lines_are_numbered_as_they_stand_in_the_file() -> None:
+    lines = UrlLines(["# first\n", "http://a/\n", "\n", "  http://b/ \n", "http://c/"])
+    assert list(lines) == ["http://a/", "http://b/", "http://c/"]
+    assert [lines.line_of(position) for position in range(3)] == [2, 4, 5]
 
 
 @given(

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -287,7 +288,7 @@ class ProbeEngine:
         except Exception as error:
             # Whatever stands in a request must not end the thread.
             self._idle.append(transfer)
-            self._ready.extendleft(self._hosts.end(job.request.target.host, now_s))
+            self._ready.extendleft(reversed(self._hosts.end(job.request.target.host, now_s)))
             self._conclude(job, transfer.unrequestable(error))
         else:
             self._active[transfer.curl] = (transfer, job)
@@ -317,7 +318,7 @@ class ProbeEngine:
         transfer, job = self._active[curl]
         try:
             result = transfer.result(code, message)
-            if result.status_code is not None:
+            if result.status_code is not None and job.request is not self._canary:
                 self._heed(result, transfer)
         except Exception as error:
             # A server may send what nobody thought of, and must not end the thread by it.
@@ -331,7 +332,7 @@ class ProbeEngine:
         transfer, job = self._active.pop(curl)
         self._multi.remove_handle(curl)
         self._idle.append(transfer)
-        self._ready.extendleft(self._hosts.end(job.request.target.host, self._timer()))
+        self._ready.extendleft(reversed(self._hosts.end(job.request.target.host, self._timer())))
 
     def _heed(self, result: ProbeResult, transfer: Transfer) -> None:
         """Leave a host alone that asks for it: by 429, or by 503 with the time after which to come again."""
@@ -362,9 +363,10 @@ class ProbeEngine:
                 self._conclude(job, self._unasked(job, *refusal))
             return refusal is None
         file = robots_target(target)
-        waiting = self._for_robots.setdefault(file.url, [])
-        waiting.append(job)
-        if len(waiting) == 1:
+        if file.url in self._for_robots:
+            self._for_robots[file.url].append(job)
+        else:
+            self._for_robots[file.url] = [job]
             asked = job.request.options
             options = ProbeOptions(
                 connect_timeout_s=asked.connect_timeout_s,
@@ -428,6 +430,8 @@ class ProbeEngine:
 
 def _canary_request(url: str) -> ProbeRequest:
     try:
-        return ProbeRequest(target=parse_target(url))
+        target = parse_target(url)
     except InvalidRequest as error:
         raise ConfigurationError(f"the canary cannot be probed: {error}") from error
+    # A host of its own for politeness: results wait for it, so it waits for nobody.
+    return ProbeRequest(target=replace(target, host=f"canary {target.host}"))

@@ -1,11 +1,14 @@
 """What robots.txt files say, each kept for a while (RFC 9309)."""
 
+import logging
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final
 
 from urlhealth.vocabulary import Outcome, ProbeResult, Target
+
+_log = logging.getLogger(__name__)
 
 #: Bytes of a robots.txt that are read; the RFC asks for 500 KiB at least.
 MOST_BYTES: Final = 512 * 1024
@@ -67,7 +70,12 @@ class RobotsFiles:
     def _parse(self, body: bytes) -> Any:
         from protego import Protego
 
-        return Protego.parse(self._others.sub(r"\1-", body.decode(errors="replace")))
+        try:
+            return Protego.parse(self._others.sub(r"\1-", body.decode(errors="replace")))
+        except Exception:
+            # A server may send what nobody thought of; a file that says nothing allows everything.
+            _log.exception("a robots.txt cannot be read")
+            return None
 
 
 def robots_target(target: Target) -> Target:

@@ -104,13 +104,6 @@ class TrustedCertificates:
             self._descriptor = None
 
 
-class _Socket(socket.socket):
-    """pycurl copies the descriptor and drops the object, which shall not be reported as forgotten then."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
 class Transfer:
     """A libcurl handle, used for one probe after another, and the probe that is on it now."""
 
@@ -151,7 +144,8 @@ class Transfer:
         setopt(pycurl.NOSIGNAL, 1)
         setopt(pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
         setopt(pycurl.REDIR_PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS)
-        setopt(pycurl.FOLLOWLOCATION, 1)
+        # A redirect that is expected is the answer.
+        setopt(pycurl.FOLLOWLOCATION, not any(300 <= status < 400 for status in options.expected_statuses))
         setopt(pycurl.ACCEPT_ENCODING, "")
         # Empty is none; unset would be the environment's.
         setopt(pycurl.PROXY, options.proxy or "")
@@ -173,11 +167,12 @@ class Transfer:
         setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(options.connect_timeout_s * 1000)))
         setopt(pycurl.TIMEOUT_MS, max(1, round(options.timeout_s * 1000)))
         setopt(pycurl.MAXREDIRS, options.max_redirects)
-        setopt(pycurl.MAXFILESIZE_LARGE, options.max_bytes)
         setopt(pycurl.IPRESOLVE, _FAMILIES[options.ip_family])
         setopt(pycurl.HTTP_VERSION, _ASKED_VERSIONS[options.http_version])
         if options.method == "HEAD":
             setopt(pycurl.NOBODY, 1)
+        else:
+            setopt(pycurl.MAXFILESIZE_LARGE, options.max_bytes)
         if options.headers:
             # "name;" is how libcurl is told of a header without a value.
             lines = [f"{name}: {value}" if value.strip() else f"{name};" for name, value in options.headers]
@@ -199,7 +194,8 @@ class Transfer:
         if self._refusal is not None:
             return pycurl.SOCKET_BAD
         try:
-            return _Socket(family, kind, protocol)
+            # The bare descriptor, which libcurl closes: pycurl would copy that of a socket object.
+            return socket.SocketType(family, kind, protocol).detach()
         except OSError as error:
             self._no_socket = os.strerror(error.errno or 0)
             return pycurl.SOCKET_BAD

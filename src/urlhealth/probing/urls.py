@@ -17,6 +17,12 @@ from urlhealth.vocabulary import Target
 #: of PostgreSQL, which takes 2,700 bytes a row.
 MAX_LENGTH: Final = 2048
 
+#: Most URLs, which are what they become, and need no parser: name with or without a port of four or five digits, path,
+#: query. Numbers for hosts, dot segments and internationalised names are left to the parser.
+_PLAIN: Final = re.compile(
+    r"https?://([a-z0-9.-]*\.)?([a-z][a-z0-9-]*)(:(?:[1-9][0-9]{3}|[1-5][0-9]{4}))?"
+    r"/[A-Za-z0-9_.~/-]*(?:\?[A-Za-z0-9_.~/=&%+-]*)?"
+)
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 #: "example.com:8080/path" and "localhost:8000" look like a scheme and are none.
 _HOST_AND_PORT: Final = re.compile(r"[^/:@]+:\d+(/|\?|#|$)")
@@ -32,6 +38,9 @@ def parse_target(url: str, *, group: str | None = None, name: str | None = None)
         raise InvalidRequest(f"a URL must be a string, not {type(url).__name__}")
     if len(url) > MAX_LENGTH:
         raise InvalidRequest(f"the URL has {len(url)} characters; {MAX_LENGTH} is the most")
+    if (plain := _PLAIN.fullmatch(url)) and "/." not in url and "xn--" not in url:
+        host = "".join(plain.groups(""))
+        return Target(url=url, host=host, group=group or registrable_domain(host), name=name)
     if "\0" in url:
         raise InvalidRequest("the URL holds a NUL character, which no URL may")
     try:
