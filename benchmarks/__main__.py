@@ -1,6 +1,20 @@
-"""Side-by-side measurements, as ratios within one run: `make bench`."""
+"""Side-by-side measurements, as ratios within one run: `make bench`, or `python -m benchmarks NAME...` for some."""
 
-from benchmarks import probing
+import sys
+
+from benchmarks import crawl, probing, service
+
+BENCHMARKS = {"probing": probing.main, "crawl": crawl.main, "service": service.main}
+
+
+def main(names: list[str]) -> None:
+    """Run the benchmarks of these names, or all."""
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        sys.exit(f"no benchmark is called {', '.join(unknown)}: there are {', '.join(BENCHMARKS)}")
+    for name in names or BENCHMARKS:
+        print(f"== {name}", flush=True)
+        BENCHMARKS[name]()
+
 
 if __name__ == "__main__":
-    probing.main()
+    main(sys.argv[1:])

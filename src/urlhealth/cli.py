@@ -102,7 +102,8 @@ def crawl(
 
     options = parse_options(dict(map(_named_value, option or ())) | ({"verify_tls": False} if insecure else {}))
     as_table = sys.stdout.isatty() and not as_json
-    failed, up = False, Outcome.OK.value
+    line_of = result_json if as_json else result_line
+    failed = False
     with _lines(file) as lines, _platform(check=False) as platform:
         before = platform.crawl.last_probe_id()
         from_file = UrlLines(lines)
@@ -116,12 +117,13 @@ def crawl(
         platform.start(features=False, predict=False)
         shown: list[Answered] = []
         try:
-            for item in _answered(platform, task, after=before, progress=as_table):
-                failed |= item.outcome != up
+            for some in _answered(platform, task, after=before, progress=as_table):
+                failed |= any(item.outcome != Outcome.OK for item in some)
                 if as_table:
-                    shown.append(item)
+                    shown += some
                 else:
-                    sys.stdout.buffer.write(result_json(item) if as_json else result_line(item))
+                    sys.stdout.buffer.writelines(map(line_of, some))
+                    sys.stdout.buffer.flush()
             cancelled = platform.crawl.task(task.task_id).status == "cancelled"
         except (KeyboardInterrupt, BrokenPipeError):
             platform.crawl.cancel_task(task.task_id)
@@ -211,6 +213,35 @@ def backtest(
         console.print(f"report on {name}: {page}", soft_wrap=True)
 
 
+@app.command()
+def replay(
+    history: Annotated[Path, typer.Option(help="Parquet file: url, ts, status, code, response_ms, perhaps group.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write the probes to: url, ts, observed.")],
+    policy: Annotated[str, typer.Option(help="uniform or adaptive.")] = "adaptive",
+    budget_per_url_hour: Annotated[float, typer.Option(help="Probes per URL and hour, on average.")] = 1.0,
+    start: Annotated[
+        str, typer.Option(help="An instant (ISO 8601; UTC unless it says else), or half: the middle of each series.")
+    ] = "half",
+    objective: Annotated[
+        str, typer.Option(help="What adaptive intervals are best for: delay, caught or both.")
+    ] = "both",
+    report: Annotated[Path | None, typer.Option(help="Folder to write an HTML report to.")] = None,
+) -> None:
+    """Judge a polling policy on a past of your own: which outages would it have caught, and how soon?"""
+    from models.tables import read_history
+    from urlhealth.polling import command
+
+    result = command.run(
+        read_history(history), policy=policy, budget_per_url_hour=budget_per_url_hour, start=start, objective=objective
+    )
+    result.write_probes(out)
+    print_table(("polling", "delay, min", "caught", "probes"), result.rows())
+    console = Console(stderr=True)
+    console.print(f"{len(result.probes):,} probes: {out}", soft_wrap=True)
+    if report is not None:
+        console.print(f"report: {result.write_report(report)}", soft_wrap=True)
+
+
 @features_app.command("build")
 def features_build(
     rebuild: Annotated[
@@ -222,6 +253,29 @@ def features_build(
     with _platform() as platform, console.status("Building features"):
         platform.build_features(rebuild=rebuild)
     console.print("features are up to date")
+
+
+@features_app.command("rebuild")
+def features_rebuild() -> None:
+    """Fold the whole history anew, late probes included: the same as `build --rebuild`."""
+    features_build(rebuild=True)
+
+
+@features_app.command("check")
+def features_check() -> None:
+    """Compare the online with the offline store for every entity; exit code 1 if they differ."""
+    with _platform() as platform:
+        found = platform.features.consistency()
+    print_table(
+        ("view", "entities", "different", "online only", "such as"),
+        (
+            (view.view, str(view.entities), str(view.different), str(view.unknown), ", ".join(view.examples))
+            for view in found
+        ),
+    )
+    if not all(view.ok for view in found):
+        Console().print("run `urlhealth features rebuild` to make both anew from the stored probes")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -293,13 +347,13 @@ def _named_value(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _answered(platform: "Platform", task: "CrawlTask", *, after: int, progress: bool) -> Iterator["Answered"]:
+def _answered(platform: "Platform", task: "CrawlTask", *, after: int, progress: bool) -> Iterator[list["Answered"]]:
     """The task's results as they come, whichever process probes; `after` is the last probe before the task."""
     with _progress_bar(task.total) if progress else nullcontext(lambda _: None) as show:
         while True:
             task = platform.crawl.task(task.task_id)
             while some := platform.crawl.answered(task.task_id, after=after):
-                yield from some
+                yield some
                 after = some[-1].probe_id
             show(task.done)
             if task.finished_ms is not None:
