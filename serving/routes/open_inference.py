@@ -30,9 +30,7 @@ _BODY: Final = json_body(
 )
 
 
-_REPLY: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"application/octet-stream": {}}}} | protocol_errors(
-    404, 413, 422, 503
-)
+_REPLY: Final = protocol_errors(404, 413, 422, 503) | {200: {"content": {"application/octet-stream": {}}}}
 
 
 @router.get("", summary="Describe the server (V2)", responses=protocol_errors())

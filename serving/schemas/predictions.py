@@ -2,8 +2,9 @@
 
 from typing import Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
+from serving.freshness import OnStale
 from serving.schemas.common import FewUrls, Horizon, RequestBody, Target, Time, Url, rfc3339_or_none
 from urlhealth import vocabulary as words
 from urlhealth.vocabulary import Freshness, Health
@@ -60,8 +61,19 @@ class PredictionsRequest(RequestBody):
     """URLs whose forecast is wanted."""
 
     urls: FewUrls
-    horizons: list[Horizon] = Field(["24h"], min_length=1, max_length=3)
+    horizons: list[Horizon] = Field(["24h"], min_length=1, max_length=3, json_schema_extra={"uniqueItems": True})
     explain: bool = Field(False, description="Whether to give reasons.")
+    max_age_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Age of the newest probe above which it is `stale` here."
+    )
+    on_stale: OnStale = Field(
+        "value", description="Where it is not `fresh`: answer all the same, without probabilities, or not at all (409)."
+    )
+
+    @field_validator("horizons")
+    @classmethod
+    def _each_once(cls, horizons: list[Horizon]) -> list[Horizon]:
+        return list(dict.fromkeys(horizons))
 
 
 class Reason(BaseModel):

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
 from serving.app import create_app
-from serving.exports import NDJSON
+from serving.exports import NDJSON, as_csv, ndjson
 from serving.intake import MAX_LINE_BYTES, limited, unpacked
 from serving.middleware import MAX_BODY_BYTES
 from serving.schemas import Features, Options, Predictions, Problem
@@ -300,6 +300,14 @@ class TestWholeResults:
         assert_problem(http.get(f"{TASKS}/{finished}/results?format=xml"), 422, "invalid-request")
         assert_problem(http.get(f"{TASKS}/none/results?format=csv"), 404, "not-found")
 
+    @pytest.mark.parametrize("rows_of", [ndjson, as_csv])
+    def test_a_slow_reader_holds_nothing_of_the_database(
+        self, platform: Platform, finished: str, rows_of: Callable[..., Iterator[bytes]]
+    ) -> None:
+        rows = rows_of(platform.crawl.iter_results(finished))
+        assert next(rows)
+        assert platform.crawl._engine.pool.checkedout() == 0
+
 
 class TestEvents:
     def test_a_finished_task_is_said_once(self, http: TestClient, finished: str) -> None:
@@ -399,6 +407,14 @@ class TestPredictions:
                 "reasons": [],
             }
         assert reply.json()["request_id"] == reply.headers["x-request-id"]
+
+    @pytest.mark.usefixtures("champion")
+    def test_a_request_may_refuse_what_is_old(self, http: TestClient) -> None:
+        body = {"urls": ["https://never.example"], "max_age_s": 60, "on_stale": "error", "horizons": ["1h", "1h"]}
+        problem = assert_problem(http.post("/api/v1/predictions", json=body), 409, "too-old")
+        assert [item["pointer"] for item in problem["errors"]] == ["/urls/0"]
+        reply = http.post("/api/v1/predictions", json=body | {"on_stale": "null"})
+        assert [item["probability"] for item in reply.json()["items"]] == [None]
 
     def test_features_of_a_url_never_seen(self, http: TestClient) -> None:
         reply = http.post("/api/v1/features", json={"urls": ["https://never.example"]})

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.errors import KINDS, kind_of
+from serving.freshness import judged
 from serving.routes.submit import errors_of
 from serving.schemas import rfc3339
 from urlhealth import errors
-from urlhealth.vocabulary import Outcome, ProbeResult
+from urlhealth.vocabulary import Freshness, Health, Outcome, Prediction, ProbeResult
 
 
 def _subclasses(cls: type) -> set[type]:
@@ -61,6 +62,44 @@ def test_words_of_the_small_crawler(outcome: Outcome, status_code: int | None, e
 @pytest.mark.parametrize("outcome", Outcome)
 def test_every_outcome_has_a_word(outcome: Outcome) -> None:
     errors_of(ProbeResult(target="https://a.example/", ts_ms=0, outcome=outcome))
+
+
+def prediction(age_s: float | None, url: str = "https://a.example", horizon: str = "24h") -> Prediction:
+    return Prediction(
+        sent_url=url,
+        target=f"{url}/",
+        horizon=horizon,
+        probability=None if age_s is None else 0.5,
+        probability_at_end=None if age_s is None else 0.25,
+        status=Freshness.MISSING if age_s is None else Freshness.FRESH,
+        health=Health.UNKNOWN,
+        age_s=age_s,
+        observed_ms=None,
+        model="url-health",
+        model_version="1",
+    )
+
+
+def test_what_is_older_than_allowed_is_stale() -> None:
+    sent = [prediction(age_s) for age_s in (59.0, 61.0, None)]
+    assert judged(sent, max_age_s=None, on_stale="value") == sent
+    statuses = [Freshness.FRESH, Freshness.STALE, Freshness.MISSING]
+    valued = judged(sent, max_age_s=60, on_stale="value")
+    assert [(p.status, p.probability) for p in valued] == list(zip(statuses, (0.5, 0.5, None), strict=True))
+    nulled = judged(sent, max_age_s=60, on_stale="null")
+    assert [(p.status, p.probability, p.probability_at_end) for p in nulled] == [
+        (Freshness.FRESH, 0.5, 0.25),
+        (Freshness.STALE, None, None),
+        (Freshness.MISSING, None, None),
+    ]
+
+
+def test_old_urls_are_named_by_their_position() -> None:
+    sent = [prediction(age_s, horizon=horizon) for age_s in (1.0, 61.0, None) for horizon in ("1h", "24h")]
+    with pytest.raises(errors.TooOld) as caught:
+        judged(sent, max_age_s=60, on_stale="error")
+    assert list(caught.value.problems) == [1, 2]
+    assert judged(sent[:2], max_age_s=60, on_stale="error") == sent[:2]
 
 
 @given(st.integers(min_value=0, max_value=253_402_300_799_999))
