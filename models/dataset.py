@@ -4,7 +4,7 @@ Imported only by training, for it imports pandas.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,14 +13,19 @@ import numpy.typing as npt
 import pandas as pd
 
 from models.labels import HOUR_MS, Timelines
+from models.replay import INSTANTS, point_in_time
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import NotEnoughHistory
 from urlhealth.features import vector
-from urlhealth.features.catalog import STATE_VIEWS
-from urlhealth.vocabulary import FEATURE_SERVICE, HORIZONS_H
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
+from urlhealth.features.verdicts import Verdicts
+from urlhealth.vocabulary import HORIZONS_H, PROBABILITIES
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+#: Makes vectors of entities (strings (object), shape (n, 3): url, host, group) at instants, shape (n,).
+Vectors = Callable[[npt.NDArray[Any], Ints], npt.NDArray[np.float32]]
 
 #: Time between two instants of the grid.
 STEP_MS = HOUR_MS
@@ -28,9 +33,12 @@ STEP_MS = HOUR_MS
 WARM_UP_MS = 24 * HOUR_MS
 #: Nor have the last hours of the records: what they forecast has not happened yet.
 AHEAD_MS = max(HORIZONS_H) * HOUR_MS
-#: Verdicts read at once, and instants looked up in Feast at once: bound the memory.
+#: Shares of the rows that fitting keeps: of those with a change within a week before or a day after, and of the others.
+#: Those with a change within a day before or an onset within the hour are all kept.
+MIDDLING_SHARE = 0.4
+QUIET_SHARE = 0.06
+#: Verdicts read at once: bounds the memory.
 VERDICTS = 200_000
-INSTANTS = 200_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +53,21 @@ class History:
     target: Ints
     ts_ms: Ints
     health: npt.NDArray[np.int8]
+
+    @classmethod
+    def of(cls, verdicts: Verdicts) -> "History":
+        """The history that some verdicts are; host and group of a target are those of its last verdict."""
+        target, url = pd.factorize(verdicts.target)
+        newest = np.zeros(len(url), dtype=np.int64)
+        newest[target] = np.arange(len(target))
+        return cls(
+            url=np.asarray(url, dtype=object),
+            host=verdicts.host[newest],
+            group=verdicts.group[newest],
+            target=target.astype(np.int64),
+            ts_ms=verdicts.ts_ms,
+            health=verdicts.health,
+        )
 
     @property
     def until_ms(self) -> int:
@@ -127,11 +150,8 @@ def instants(history: History, *, max_rows: int, rng: np.random.Generator) -> tu
     warm-up on until its last verdict. Where that makes more than `max_rows` rows, instants are left out at random, for
     all targets.
     """
-    births = np.full(len(history.url), np.iinfo(np.int64).max)
-    np.minimum.at(births, history.target, history.ts_ms)
+    births, deaths = _lives(history)
     births += WARM_UP_MS
-    deaths = np.zeros(len(history.url), dtype=np.int64)
-    np.maximum.at(deaths, history.target, history.ts_ms)
     deaths = np.minimum(deaths, history.until_ms - AHEAD_MS)
 
     grid = np.arange(births.min() // STEP_MS, deaths.max() // STEP_MS + 1) * STEP_MS
@@ -148,49 +168,69 @@ def instants(history: History, *, max_rows: int, rng: np.random.Generator) -> tu
     return target[by_time], t_ms[by_time]
 
 
+def thinned(rows: Dataset, rng: np.random.Generator) -> tuple[Dataset, Floats]:
+    """Fewer rows to fit to, and how many each stands for: instants in quiet times tell much the same."""
+    flips_24h, flips_7d = (rows.X[:, names(VECTOR).index(f"log_flips_{span}")] > 0 for span in ("24h", "7d"))
+    up = rows.failing == 0
+    changes = [np.where(up, Y == 1, Y == 0) for Y in rows.Y.T]
+    soon, later = changes[0] & up, changes[PROBABILITIES.index("onset_24h")] & up
+    for output in changes[len(HORIZONS_H) :]:
+        later |= output
+    share = np.where(soon | flips_24h, 1.0, np.where(later | flips_7d, MIDDLING_SHARE, QUIET_SHARE))
+    kept = rng.random(len(rows)) < share
+    return rows.take(kept), 1 / share[kept]
+
+
+def whole_grid(history: History, *, known_for_s: float) -> tuple[Ints, Ints]:
+    """Targets and instants, shape (n,) each: every full UTC hour while the target may be known, by target and time."""
+    first_ms, last_ms = _lives(history)
+    begin = -(-first_ms // HOUR_MS)
+    count = (last_ms + round(known_for_s * 1000)) // HOUR_MS - begin + 1
+    target = np.repeat(np.arange(len(count)), count)
+    return target, (np.arange(len(target)) - np.repeat(np.cumsum(count) - count - begin, count)) * HOUR_MS
+
+
+def _lives(history: History) -> tuple[Ints, Ints]:
+    """First and last verdict of each target."""
+    first_ms = np.full(len(history.url), np.iinfo(np.int64).max)
+    np.minimum.at(first_ms, history.target, history.ts_ms)
+    last_ms = np.zeros(len(history.url), dtype=np.int64)
+    np.maximum.at(last_ms, history.target, history.ts_ms)
+    return first_ms, last_ms
+
+
 def build(store: Any, history: History, *, known_for_s: float, max_rows: int, rng: np.random.Generator) -> Dataset:
-    """Features from Feast and labels from the history, for the instants at which the state is known.
+    """Rows at the instants of :func:`instants`, their features from the `feast.FeatureStore` of the platform."""
+
+    def vectors(rows: npt.NDArray[Any], t_ms: Ints) -> npt.NDArray[np.float32]:
+        parts = [
+            vector.at(point_in_time(store, rows[part], t_ms[part]), t_ms[part], known_for_s=known_for_s)
+            for part in (slice(start, start + INSTANTS) for start in range(0, len(rows), INSTANTS))
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+    target, t_ms = instants(history, max_rows=max_rows, rng=rng)
+    return labelled(history, target, t_ms, vectors, known_for_s=known_for_s)
+
+
+def labelled(history: History, target: Ints, t_ms: Ints, vectors: Vectors, *, known_for_s: float) -> Dataset:
+    """Features, and labels from the history, for those of the instants at which the state is known.
 
     Args:
-        store: the `feast.FeatureStore` that the platform's features are in.
         known_for_s: how long a state is known after the verdict that showed it.
-        max_rows: rows at most; see :func:`instants`.
     """
-    target, t_ms = instants(history, max_rows=max_rows, rng=rng)
     lines = Timelines.of(
         history.target, history.ts_ms, history.health, targets=len(history.url), known_for_s=known_for_s
     )
     failing = lines.failing(target, t_ms)
     known = ~np.isnan(failing)
     target, t_ms, failing = target[known], t_ms[known], failing[known]
-    vectors = list(_vectors(store, history, target, t_ms, known_for_s=known_for_s))
+    entities = np.stack([history.url, history.host, history.group], axis=1)
     return Dataset(
-        X=np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32),
+        X=vectors(entities[target], t_ms),
         Y=lines.labels(target, t_ms),
         failing=failing,
         t_ms=t_ms,
         target=history.url[target],
         group=history.group[target],
     )
-
-
-def _vectors(
-    store: Any, history: History, target: Ints, t_ms: Ints, *, known_for_s: float
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Vectors of the state as Feast has it at each instant, a chunk of rows at a time, in order."""
-    service = store.get_feature_service(FEATURE_SERVICE)
-    for start in range(0, len(target), INSTANTS):
-        rows, at_ms = target[start : start + INSTANTS], t_ms[start : start + INSTANTS]
-        entities = pd.DataFrame(
-            {
-                "url": history.url[rows],
-                "host": history.host[rows],
-                "group": history.group[rows],
-                "event_timestamp": pd.to_datetime(at_ms, unit="ms", utc=True).as_unit("us"),
-                "row": np.arange(len(rows)),
-            }
-        )
-        table = store.get_historical_features(entity_df=entities, features=service, full_feature_names=True).to_arrow()
-        table = table.take(np.argsort(table.column("row").to_numpy()))  # A join need not keep the order.
-        states = {view.name: view.from_arrow(table, prefix=f"{view.name}__") for view in STATE_VIEWS}
-        yield vector.at(states, at_ms, known_for_s=known_for_s)

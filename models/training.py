@@ -15,11 +15,13 @@ from models import dataset, registry
 from models.dataset import AHEAD_MS, STEP_MS, WARM_UP_MS, Dataset, History
 from models.evaluation import Metrics, evaluate, mean_log_loss
 from models.labels import HOUR_MS
+from models.recipe import STATE_FEATURE, fitted
 from models.runs import log_run
-from urlhealth.errors import ModelMismatch, NotEnoughHistory
+from urlhealth.errors import ModelMismatch, NotEnoughHistory, StoreUnavailable
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
-from urlhealth.prediction.estimators import HealthForecaster, load_forecaster
+from urlhealth.prediction.champion import champion_version, load_version
+from urlhealth.prediction.estimators import HealthForecaster
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 
     from urlhealth.platform import Platform
 
-STATE_FEATURE: Final = "failing_now"
 #: Features that each baseline learns from beside the state now; one logistic curve for targets up, one for failing.
 BASELINES: Final = {"as it is now": (), "its past failure rate": ("failing_share_ever",)}
+BASELINE_RIDGE: Final = (1.0, 1.0, 1.0)
 
 #: Share of the time that is held out, and the least that it must be.
 TEST_SHARE = 0.2
@@ -87,9 +89,11 @@ def train(
     _require_classes(learn, test)
     report(f"rows: {len(learn):,} to learn from, {len(test):,} newer ones to test on, {rows.X.shape[1]} features each")
 
-    model = _fitted(HealthForecaster(state_feature=STATE_FEATURE, seed=seed), learn)
+    model = fitted(learn, seed=seed)
     baselines = {
-        name: _fitted(HealthForecaster(state_feature=STATE_FEATURE, use=use, ridge=1.0, boosted=False), learn)
+        name: HealthForecaster(state_feature=STATE_FEATURE, use=use, ridge=BASELINE_RIDGE, boosted=False).fit(
+            learn.X, learn.Y, feature_names=names(VECTOR)
+        )
         for name, use in BASELINES.items()
     }
     predictions = {name: made.predict_proba(test.X) for name, made in {"model": model, **baselines}.items()}
@@ -111,7 +115,7 @@ def train(
         "features": len(VECTOR),
         "estimator": type(model).__name__,
         "boosted": model.boosted,
-        "ridge": model.ridge,
+        "ridge": tuple(model.ridge),
     }
     with registry.tracking(platform.settings) as client:
         version = log_run(model, predictions, learn, test, params=params, tags={"test_from_ms": str(test_from_ms)})
@@ -137,10 +141,6 @@ def split(rows: Dataset) -> tuple[Dataset, Dataset, int]:
     return learn, rows.take(rows.t_ms > test_from_ms), test_from_ms
 
 
-def _fitted(model: HealthForecaster, rows: Dataset) -> HealthForecaster:
-    return model.fit(rows.X, rows.Y, feature_names=names(VECTOR))
-
-
 def _judge(
     client: "MlflowClient", test: Dataset, model: HealthForecaster, metrics: Mapping[str, Mapping[str, Metrics]]
 ) -> tuple[bool, str]:
@@ -148,15 +148,15 @@ def _judge(
     losses = {name: mean_log_loss(figures) for name, figures in metrics.items()}
     own = losses.pop("model")
     best_baseline = min(losses, key=lambda name: losses[name])
-    against = f'mean log loss {own:.4f}, baseline "{best_baseline}" {losses[best_baseline]:.4f}'
-    champion = registry.champion(client)
+    against = f'mean log loss {own:.6f}, baseline "{best_baseline}" {losses[best_baseline]:.6f}'
+    champion = champion_version(client.tracking_uri)
     if champion is None:
         return True, f"there was no champion ({against})"
     if own >= losses[best_baseline]:
         return False, f"not better than a baseline ({against})"
     try:
-        present = load_forecaster(registry.downloaded(client, champion))
-    except ModelMismatch as error:
+        present = load_version(client.tracking_uri, str(champion.version))
+    except (ModelMismatch, StoreUnavailable) as error:
         return True, f"version {champion.version} cannot be loaded any more ({error}); {against}"
     unseen = test.take(test.t_ms > int(champion.tags.get("test_from_ms", 0)))
     if len(unseen) < COMPARED_ROWS:
@@ -167,8 +167,8 @@ def _judge(
     theirs, ours = (
         mean_log_loss(evaluate(each.predict_proba(unseen.X), unseen.Y, unseen.failing)) for each in (present, model)
     )
-    verb = "better" if ours < theirs else "not better"
-    return ours < theirs, f"{verb} than version {champion.version} (its mean log loss {theirs:.4f}; {against})"
+    verb = "better than" if ours < theirs else "not better than" if ours > theirs else "equal to"
+    return ours < theirs, f"{verb} version {champion.version} (its mean log loss {theirs:.6f}; {against})"
 
 
 def _require_length(history: History) -> None:

@@ -3,6 +3,7 @@
     UrlHealthError
     ├── InvalidRequest      what was asked for cannot be done as it was written
     │   ├── InvalidUrls     some URLs of a list are none; names their positions
+    │   │   └── TooOld      what is known of some is older than the request allows
     │   └── InvalidCursor
     ├── KeyReused           an idempotency key came again with another request
     ├── NotFound            no such task, monitor or model
@@ -37,6 +38,10 @@ class InvalidUrls(InvalidRequest):
         position, reason = next(iter(self.problems.items()))
         more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
         super().__init__(f"urls[{position}]: {reason}{more}")
+
+
+class TooOld(InvalidUrls):
+    """What is known of some URLs is older than the request allows, or nothing is."""
 
 
 class InvalidCursor(InvalidRequest):

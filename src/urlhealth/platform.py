@@ -163,7 +163,7 @@ class Platform:
         if features:
             self._loop("pipeline", self._fold, settings.pipeline_poll_s)
         if predict:
-            self._loop("champion", self.champion.refresh, settings.champion_poll_s)
+            self._loop("champion", self._follow_champion, settings.champion_poll_s)
             self._loop("prediction-log", self.prediction_log.write, _TURN_S)
 
     def close(self) -> None:
@@ -286,6 +286,12 @@ class Platform:
     def _renew(self) -> None:
         if self._crawler is not None and not self._crawler.failed:
             self.lease.acquire()
+
+    def _follow_champion(self) -> None:
+        before = self.champion.problem
+        self.champion.refresh()
+        if self.champion.problem not in (None, before):
+            log.error("%s", self.champion.problem)
 
     def _fold(self) -> None:
         if not self.lease.held:

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     canary: str = Field(
         "", description="URL that is always up, to tell an outage of our own network by. Empty: none is told."
     )
-    max_urls_per_task: int = Field(10_000, description="URLs that one task may have.", ge=1)
+    max_urls_per_task: int = Field(1_000_000, description="URLs that one task may have.", ge=1)
     lease_s: float = Field(8.0, description="Time after which a silent writer's lease passes to another process.", gt=0)
     pipeline_poll_s: float = Field(0.25, description="Time between looks for probes that are not yet features.", gt=0)
     late_s: float = Field(600.0, description="Lateness up to which a probe is put in order with the others.", ge=0)

@@ -1,7 +1,12 @@
 """Nothing is lost or doubled: not by `kill -9`, not by a second server on the same database."""
 
+import os
+import random
 import sqlite3
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.acceptance.conftest import CountingWeb
 from tests.support import BIN, Api, environment, free_port, kill, platform_process, program, wait_until
@@ -36,6 +41,46 @@ def test_a_task_survives_kill_9_and_each_url_ends_with_one_result(tmp_path: Path
     assert [item["url"] for item in results] == urls
     assert {item["outcome"] for item in results} == {"ok"}
     assert probes_of(tmp_path, task_id) == (2_000, 2_000)
+
+
+#: More than one with `KILL_SEEDS=20 python -m pytest -k random_moment`.
+SEEDS = range(1, 1 + int(os.environ.get("KILL_SEEDS", "1")))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_kill_9_at_a_random_moment_of_a_big_task_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
+    moments = random.Random(seed)
+    urls, kill_at, after_s = 20_000, moments.randrange(20_000), moments.random() / 5
+    settings = {
+        "URLHEALTH_LEASE_S": "2",
+        "URLHEALTH_PROBE_CONCURRENCY_PER_HOST": "64",
+    }
+    web = CountingWeb(delay_s=0)
+    try:
+        with platform_process(tmp_path, **settings) as (api, process):
+            task_id = api.submit([web.url(f"/{i}") for i in range(urls)])
+            wait_until(lambda: api.task(task_id)["done"] >= kill_at, timeout_s=120, what=f"{kill_at} results")
+            time.sleep(after_s)  # not to wait for anything: the moment is to be any
+            kill(process)
+        with platform_process(tmp_path, **settings) as (api, _):
+            task = api.wait_done(task_id, timeout_s=120)
+    finally:
+        web.close()
+    assert (task["total"], task["done"], task["outcomes"]) == (urls, urls, {"ok": urls})
+    assert probes_of(tmp_path, task_id) == (urls, urls)
+    assert answered_by_its_own_probe(tmp_path) == urls
+    # Asked twice is only what had no result on disk at the kill: what was under way, and what waited to be filed.
+    assert urls <= web.requests.total() < urls + 3_000
+
+
+def answered_by_its_own_probe(home: Path) -> int:
+    """URLs of tasks whose probe is one of their target, for their task."""
+    with sqlite3.connect(f"file:{home / 'urlhealth.db'}?mode=ro", uri=True) as database:
+        (count,) = database.execute(
+            "SELECT count(*) FROM task_urls AS u JOIN probes AS p "
+            "ON p.id = u.probe_id AND p.target_id = u.target_id AND p.task_number = u.task_number"
+        ).fetchone()
+    return int(count)
 
 
 def test_urlhealth_serve_beside_bentoml_serve_probes_each_target_once(

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.infra.key_encoding_utils import serialize_entity_key
+from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
@@ -19,6 +20,7 @@ from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, Json
 from urlhealth.errors import StoreUnavailable
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.engine import ArrowBatchEngine, entity_keys
+from urlhealth.feast_stores.online import PackedOnlineStore
 from urlhealth.feast_stores.rows import string_keys
 
 NOW = datetime(2024, 3, 1, 12, tzinfo=UTC)
@@ -163,6 +165,44 @@ def test_materialized_rows_read_as_in_feasts_own_store(
     assert answers[0] == answers[1]
     assert carried == ([] if view is any_type else [view.name])
     assert any(value is not None for value in answers[0][view.features[0].name])
+
+
+@pytest.mark.parametrize("full_names", [False, True])
+def test_a_reply_made_of_wire_bytes_is_the_one_that_feast_makes(
+    stores: tuple[FeatureStore, FeatureStore], monkeypatch: pytest.MonkeyPatch, full_names: bool
+) -> None:
+    """Every type, nulls, entities that are repeated and that are not there, a projection, several views."""
+    ours, _ = stores
+    rows = frame(30)
+    for view in (plain, any_type):
+        columns = ["driver_id", "city", "event_timestamp", "created", *(field.name for field in view.features)]
+        ours.write_to_online_store(view.name, rows[[c for c in columns if c != "city" or view is plain]])
+    renamed = any_type.with_name("renamed").with_join_key_map({"driver_id": "other_id"})
+    service = FeatureService(name="all", features=[plain, renamed] if full_names else [renamed])
+    ours.apply(service)
+    asked = [{"driver_id": i, "other_id": i + 1, "city": f"city {i % 3}"} for i in (3, 999, 0, 3, *range(40))]
+
+    def reply() -> Any:
+        return ours.get_online_features(ours.get_feature_service("all"), asked, full_feature_names=full_names).proto
+
+    made = reply()
+    monkeypatch.setattr(PackedOnlineStore, "_read_features_per_fv", OnlineStore._read_features_per_fv)
+    expected = reply()
+    assert len(made.results) > 10
+    assert made == expected
+
+
+@pytest.mark.parametrize("asked", [{"driver_id": None, "city": "x"}, {"city": "x"}])
+def test_keys_that_only_feast_can_tell_about_go_its_way(
+    stores: tuple[FeatureStore, FeatureStore], asked: dict[str, Any]
+) -> None:
+    def outcome(store: FeatureStore) -> Any:
+        try:
+            return store.get_online_features(["plain:i8"], [asked]).to_dict()
+        except Exception as error:
+            return type(error)
+
+    assert outcome(stores[0]) == outcome(stores[1])
 
 
 def test_only_requested_features_come_back(stores: tuple[FeatureStore, FeatureStore]) -> None:

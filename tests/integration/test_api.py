@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -130,6 +131,21 @@ def test_a_task_is_followed_to_its_end(api: Api, sample_web: SampleWeb) -> None:
     assert follow(api, location, after=events[-2]["id"]) == events[-1:]
     lines = api.http.get(f"{location}/results", params={"format": "ndjson"}).text.splitlines()
     assert [TaskResult.model_validate_json(line).outcome for line in lines] == ["ok", "http_error", "timeout"]
+
+
+def test_nothing_stays_of_a_body_that_breaks_off(tmp_path: Path) -> None:
+    with platform_process(tmp_path / "home") as (api, _):
+        port = httpx.URL(api.url).port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port)) as sender:
+            head = (
+                "POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 1000000\r\n\r\n"
+            )
+            sender.sendall(head.encode() + b"https://a.example\n" * 100)
+        broken = 'route="/api/v1/tasks",status="422"'
+        wait_until(lambda: broken in api.http.get("/metrics").text, timeout_s=20, what="the request to end")
+        assert api.http.get("/api/v1/tasks").json()["items"] == []
+        assert "Traceback" not in (tmp_path / "home" / "serve.log").read_text()
 
 
 def test_a_server_with_a_follower_stops_all_the_same(tmp_path: Path, sample_web: SampleWeb) -> None:

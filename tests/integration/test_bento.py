@@ -14,6 +14,7 @@ import tritonclient.http as tritonclient
 from tritonclient.utils import InferenceServerException
 
 from models.registry import EXPERIMENT, promote, tracking
+from serving.middleware import MAX_BODY_BYTES
 from serving.schemas import Problem
 from tests.support import BIN, Api, environment, free_port, noise_forecaster, program, wait_until
 from urlhealth.features.catalog import VECTOR
@@ -177,6 +178,12 @@ def test_bad_rows(with_model: Api, body: Any, pointer: str) -> None:
     assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
     problem = Problem.model_validate(reply.json())
     assert problem.errors[0].pointer == pointer
+
+
+def test_a_body_beyond_the_limit(with_model: Api) -> None:
+    reply = with_model.http.post("/score", content=b" " * (MAX_BODY_BYTES + 1))
+    assert (reply.status_code, reply.headers["content-type"]) == (413, "application/problem+json")
+    assert reply.json()["type"].endswith(":too-long")
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff", b"[" * 100_000])

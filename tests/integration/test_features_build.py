@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.rows import string_keys
 from urlhealth.features.catalog import URL_STATE
 from urlhealth.platform import Platform
 from urlhealth.settings import Settings
@@ -42,3 +44,19 @@ def test_a_rebuild_is_made_by_the_running_writer(platform: Platform, tmp_path: P
         assert server.lease.held
         platform.build_features(rebuild=True)
         assert (checks(platform), server.lease.held) == (6, True)
+
+
+def test_a_check_finds_what_differs_between_online_and_offline(platform: Platform) -> None:
+    def found() -> list[tuple[int, int, int]]:
+        return [(view.entities, view.different, view.unknown) for view in platform.features.consistency()]
+
+    assert found() == [(1, 0, 0)] * 3
+    rows = platform.features._online
+    table = f"urlhealth_{URL_STATE.name}"
+    [(key, event_us, row)] = [(k, *v) for k, v in rows.read(table, string_keys("url", [TARGET.key])).items()]
+    other = string_keys("url", ["https://other.example.com/"])[0]
+    rows.write(table, Layout.of(URL_STATE), [(key, event_us + 1, event_us, row), (other, 1, 1, row)])
+    [url, *_] = platform.features.consistency()
+    assert (url.different, url.examples, url.unknown, url.ok) == (1, (TARGET.key,), 1, False)
+    platform.build_features(rebuild=True)
+    assert found() == [(1, 0, 0)] * 3

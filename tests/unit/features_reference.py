@@ -1,13 +1,18 @@
 """The vector straight from its definitions: one URL at a time, from the raw history cut at t. Slow on purpose."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
 from tests.unit.strategies import Probe
 from urlhealth.features.vector import (
+    NEVER_DAYS,
     PRIOR_DAYS,
     PRIOR_ONSETS,
     PRIOR_RUNS,
+    PRIOR_WEEKDAYS,
+    RUN_FADES,
+    SHORT_H,
     TYPICAL_ENDS_PER_H,
     TYPICAL_ONSETS_PER_H,
 )
@@ -87,6 +92,7 @@ def vector(history: list[Probe], url: str, t: int, known_for_ms: int) -> dict[st
     age = (t - s.since) / HOUR if is_known else math.nan
     f["failing_now"], f["state_hours"], f["log_state_hours"] = failing, age, math.log1p(age)
     f["failing_log_hours"] = failing * math.log1p(age)
+    f["log_state_minutes"] = math.log(age + SHORT_H)
     in_a_row = 0
     while in_a_row < len(known) and known[-1 - in_a_row].health == 0:
         in_a_row += 1
@@ -115,22 +121,25 @@ def vector(history: list[Probe], url: str, t: int, known_for_ms: int) -> dict[st
         f[f"log_onset_rate_{name}"] = math.log(rate)
 
     week_rate = math.exp(f["log_onset_rate_7d"])
-    days = sum(decayed_hours(s.pieces, which, t, 720) for which in (False, True)) / 24
+    with_onset = {onset // HOUR for onset in s.onsets}
+    hour, part = t // HOUR, t % HOUR / HOUR
+    watched_days = (t - known[0].ts_ms) / DAY if known else 0
+
+    def seen(first_hour: int, hours: int) -> bool:
+        return any(first_hour + k in with_onset for k in range(hours))
+
     for hours in (1, 6, 24):
-        # The full hours from which on a span of so many hours had an onset, with the first onset that it had.
-        spans: dict[int, int] = {}
-        for onset in s.onsets:
-            for hour in range(onset // HOUR - hours + 1, onset // HOUR + 1):
-                spans.setdefault(hour, onset)
-
-        def days_with(hour_of_day: int, spans: dict[int, int] = spans) -> float:
-            return sum(fade(t - onset, 720) for hour, onset in spans.items() if hour % 24 == hour_of_day % 24)
-
-        hour, part = divmod(t, HOUR)
-        marked = (1 - part / HOUR) * days_with(hour) + part / HOUR * days_with(hour + 1)
-        f[f"clock_onset_share_{hours}h"] = min(
-            (marked + PRIOR_DAYS * within(week_rate, hours)) / (days + PRIOR_DAYS), 1
-        )
+        for prefix, near in (("", 0), ("near_", 1)) if hours < 24 else (("", 0),):
+            for half_life in (4, 14):
+                marked = weight = 0.0
+                for back in range(1, 29):
+                    if back <= watched_days:
+                        w = 0.5 ** ((back - 1) / half_life)
+                        start, length = hour - 24 * back - near, hours + 2 * near
+                        marked += w * ((1 - part) * seen(start, length) + part * seen(start + 1, length))
+                        weight += w
+                prior = PRIOR_DAYS * within(week_rate, hours + 2 * near)
+                f[f"log_clock_{prefix}{hours}h_{half_life}d"] = math.log((marked + prior) / (weight + PRIOR_DAYS))
     first_of_day: dict[int, int] = {}
     for onset in s.onsets:
         first_of_day.setdefault(onset // DAY, onset)
@@ -141,19 +150,34 @@ def vector(history: list[Probe], url: str, t: int, known_for_ms: int) -> dict[st
     day, part = divmod(t, DAY)
     marked = (1 - part / DAY) * weekdays_with(day) + part / DAY * weekdays_with(day + 1)
     weeks = sum(decayed_hours(s.pieces, which, t, 2160) for which in (False, True)) / 24 / 7
-    f["weekday_onset_share"] = min((marked + PRIOR_DAYS * within(week_rate, 24)) / (weeks + PRIOR_DAYS), 1)
+    f["weekday_onset_share"] = min((marked + PRIOR_WEEKDAYS * within(week_rate, 24)) / (weeks + PRIOR_WEEKDAYS), 1)
+
+    for k in (1, 2, 3, 5, 8, 16):
+        first = known[0].ts_ms if known else t
+        then = s.onsets[-k] if len(s.onsets) >= k else first - k * NEVER_DAYS * DAY
+        f[f"log_onset_ago_{k}"] = math.log((t - then) / HOUR + SHORT_H)
 
     end_rate = (len(s.onsets) + 1) / (down + 1 / TYPICAL_ENDS_PER_H)
-    for run, lengths, ongoing, rate in (("up", s.ups, 0.0, week_rate), ("outage", s.outages, 1.0, end_rate)):
-        recent = lengths[-8:]
-        present = age if failing == ongoing else 0.0
-        longer = [x for x in recent if x > present]
+    recent_onsets = s.onsets[-16:]
+    cycles = [(b - a) / HOUR for a, b in itertools.pairwise(recent_onsets)]
+    since_onset = (t - s.onsets[-1]) / HOUR if s.onsets else 0.0
+    for run, recent, present, rate in (
+        ("up", s.ups[-16:], age if failing == 0 else 0.0, week_rate),
+        ("cycle", cycles, since_onset, week_rate),
+        ("outage", s.outages[-8:], age if failing == 1 else 0.0, end_rate),
+    ):
+        weighted = [(x, RUN_FADES**k) for k, x in enumerate(reversed(recent)) if x > present]
         for hours in (1, 6, 24):
-            ended = [x for x in longer if x <= present + hours]
-            share = (len(ended) + PRIOR_RUNS * within(rate, hours)) / (len(longer) + PRIOR_RUNS)
-            f[f"{run}_ends_share_{hours}h"] = share
-        f[f"log_last_{run}_hours"] = math.log1p(recent[-1]) if recent else math.nan
-        f[f"log_mean_{run}_hours"] = math.log1p(sum(recent) / len(recent)) if recent else math.nan
+            ended = sum(w for x, w in weighted if x <= present + hours)
+            share = (ended + PRIOR_RUNS * within(rate, hours)) / (sum(w for _, w in weighted) + PRIOR_RUNS)
+            f[f"log_{run}_ends_{hours}h"] = math.log(share)
+        if run != "cycle":
+            f[f"log_last_{run}_hours"] = math.log1p(recent[-1]) if recent else math.nan
+            f[f"log_mean_{run}_hours"] = math.log1p(sum(recent) / len(recent)) if recent else math.nan
+    newest = [math.log(x + SHORT_H) for x in s.ups[-3:]]
+    f["log_typical_up_hours"] = sum(newest) / len(newest) if newest else math.nan
+    recent = s.ups[-16:]
+    f["short_up_share"] = sum(x < 1 for x in recent) / len(recent) if recent else math.nan
 
     f["status_code"] = last.status_code
     f["log_total_ms"], f["log_first_byte_ms"] = math.log1p(last.total_ms), math.log1p(last.first_byte_ms)

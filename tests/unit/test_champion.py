@@ -129,6 +129,9 @@ def test_a_registry_that_cannot_say_is_not_taken_for_an_empty_one(monkeypatch: p
         def get_model_version_by_alias(self, *_: str) -> None:
             raise MlflowException("said so", error_code=self.code)
 
+    for uri in ("foo://mlflow", "./mlruns"):
+        with pytest.raises(StoreUnavailable, match=f"MLflow store {uri} cannot be used"):
+            champion_version(uri)
     monkeypatch.setattr("mlflow.MlflowClient", Client)
     assert champion_version("http://mlflow") is None
     Client.code = databricks_pb2.INTERNAL_ERROR

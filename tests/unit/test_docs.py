@@ -4,15 +4,12 @@ import re
 
 import pytest
 
-from urlhealth.settings import ROOT, Settings
+from serving.app import create_app
+from urlhealth.features.page import page as features_page
+from urlhealth.settings import ROOT, Settings, variable
 from urlhealth.vocabulary import Outcome
 
 DOCS = ROOT / "docs"
-
-
-def variable(name: str) -> str:
-    alias = Settings.model_fields[name].validation_alias
-    return str(alias.choices[0]) if hasattr(alias, "choices") else f"URLHEALTH_{name.upper()}"
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -24,6 +21,18 @@ def test_every_setting_is_documented_in_its_own_words(name: str) -> None:
 @pytest.mark.parametrize("outcome", Outcome)
 def test_every_outcome_is_documented_with_its_health(outcome: Outcome) -> None:
     assert re.search(rf"^\| `{outcome}` \|.*\| {outcome.health} \|", (DOCS / "probing.md").read_text(), re.MULTILINE)
+
+
+def test_every_call_that_the_serving_page_names_is_there() -> None:
+    text = (DOCS / "serving.md").read_text()
+    named = set(re.findall(r"`(GET|POST|DELETE) (/[^`?]*)`", text))
+    paths = create_app().openapi()["paths"]
+    assert len(named) > 15
+    assert [(method, path) for method, path in sorted(named) if method.lower() not in paths.get(path, {})] == []
+
+
+def test_the_page_of_features_is_made_from_the_code() -> None:
+    assert (DOCS / "features.md").read_text() == features_page()
 
 
 @pytest.mark.parametrize("page", ["walkthrough.md", "architecture.md"])

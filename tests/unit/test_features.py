@@ -216,7 +216,7 @@ def test_a_verdict_long_past_for_its_pool_is_counted_on_its_own_day() -> None:
     assert pool["group_urls_failing"].tolist() == [0, 0, 1]
 
 
-def test_onsets_are_counted_once_for_each_span_of_hours_and_each_day() -> None:
+def test_onsets_are_counted_once_for_each_hour_and_each_day() -> None:
     """Onsets at 10:05, 10:20 and 12:10 on one Thursday, and at 10:10 on the next."""
     day = START_MS // DAY_MS * DAY_MS
     url, host, group = TARGETS[0]
@@ -231,15 +231,10 @@ def test_onsets_are_counted_once_for_each_span_of_hours_and_each_day() -> None:
         ]
     )
     state = table["url_state", url][day + (7 * 1440 + 610) * 60_000]
-    week = 2 ** -((7 * 24 + 5 / 60) / 720), 2 ** -((7 * 24 - 2) / 720)  # what is left of the onsets of 10:05 and 12:10
-    spans = state["onset_windows_1h"]
-    assert spans[[9, 11]].tolist() == [0, 0]
-    assert spans[[10, 12]] == pytest.approx([1 + week[0], week[1]])
-    # Spans of 6 h from 05:00 to 10:00 on have the onset of 10:05 first, those from 11:00 and 12:00 on that of 12:10.
-    expected = np.zeros(24)
-    expected[5:11] = 1 + week[0]
-    expected[11:13] = week[1]
-    np.testing.assert_allclose(state["onset_windows_6h"], expected, rtol=1e-6)
+    assert state["onset_hours"].tolist() == [1 << 10, *[0] * 6, 1 << 10 | 1 << 12, *[0] * 23]
+    minutes_ago = (state["recent_onset_ms"][:5] - state["known_ms"]) / 60_000
+    assert minutes_ago[:4].tolist() == [0, 120 - 7 * 1440, 10 - 7 * 1440, -5 - 7 * 1440]
+    assert state["recent_onset_ms"][4:].tolist() == [0] * 12
     thursday = 3
     assert state["weekday_onsets"][thursday] == pytest.approx(1 + 2 ** -((7 * 24 + 5 / 60) / 2160))
     assert state["weekday_onsets"].sum() == state["weekday_onsets"][thursday]
@@ -306,7 +301,11 @@ def test_of_a_url_never_probed_only_priors_and_the_calendar_are_known() -> None:
         ("failing_log_hours", np.log1p(3.2), "failing now, for 3.2 hours"),
         ("failing_log_hours", 0, "not failing now"),
         ("log_flips_7d", np.log1p(7), "changed between up and failing 7 times in the last 7 days"),
-        ("clock_onset_share_6h", 0.4, "an outage began in the coming 6 hours of the day on 40% of past days"),
+        (
+            "log_clock_6h_4d",
+            np.log(0.4),
+            "an outage began in the coming 6 hours of the day on 40% of the last few days",
+        ),
         ("log_onset_rate_7d", -np.log(72), "an outage every 3 days of up-time, over about the last week"),
         ("log_total_ms", np.log1p(1234), "answered in 1,234 ms"),
         ("cert_days_left", 1, "its certificate has 1 day left"),

@@ -159,14 +159,10 @@ class Layout:
         """The field of that name."""
         return self.fields[self._positions[name]]
 
-    def present(self, heads: npt.NDArray[np.void], name: str) -> npt.NDArray[np.bool_]:
-        """Where a field is neither null nor a NaN; shape (n,)."""
-        i = self._positions[name]
-        field = self.fields[i]
-        present: npt.NDArray[np.bool_] = (heads["nulls"][:, i // 8] >> (i % 8)) & 1 == 0
-        if field.fixed and field.length == 1 and field.kind.startswith("float"):
-            present &= ~np.isnan(heads["state"][name])
-        return present
+    def nulls(self, heads: npt.NDArray[np.void], names: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Where fields are null (a NaN may be beside it); shape (len(names), n)."""
+        bits = np.unpackbits(heads["nulls"], axis=1, bitorder="little").view(bool)
+        return bits.T[[self._positions[name] for name in names]]
 
     def unpack(self, rows: Sequence[bytes], names: Sequence[str]) -> dict[str, list[Any]]:
         """Values of the named fields by row: `None` for null or NaN, arrays as lists, other kinds as bytes.
@@ -181,10 +177,14 @@ class Layout:
             starts, ends = ends, ends + heads["state"][field.name]
             spans[field.name] = (starts.tolist(), ends.tolist())
         columns: dict[str, list[Any]] = {}
+        nulls = dict(zip(names, self.nulls(heads, names), strict=True))
         for name in names:
-            field, null = self.field(name), ~self.present(heads, name)
+            field, null = self.field(name), nulls[name]
             if field.fixed:
-                values: list[Any] = heads["state"][name].tolist()
+                column = heads["state"][name]
+                if field.length == 1 and field.kind.startswith("float"):
+                    null = null | np.isnan(column)
+                values: list[Any] = column.tolist()
             else:
                 pieces = [row[start:end] for row, start, end in zip(rows, *spans[name], strict=True)]
                 values = (

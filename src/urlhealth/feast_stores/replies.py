@@ -87,10 +87,11 @@ def _together(
 ) -> dict[str, bytes]:
     """The field `values` of the vectors of scalar features of one kind."""
     numbers = np.zeros((len(names), len(found)), heads.dtype["state"][names[0]])
+    for row, name in zip(numbers, names, strict=True):
+        row[found] = heads["state"][name]
     present = np.zeros(numbers.shape, bool)
-    for i, name in enumerate(names):
-        numbers[i, found] = heads["state"][name]
-        present[i, found] = layout.present(heads, name)
+    present[:, found] = ~layout.nulls(heads, names)
+    present &= ~np.isnan(numbers)
     flat, way = numbers.reshape(-1), _WIRE[kind]
     number = Value.DESCRIPTOR.fields_by_name[_VALUES[kind]].number
     encoded = wire.varints(flat.astype(np.int64)) if way == wire.VARINT else wire.fixed(flat)

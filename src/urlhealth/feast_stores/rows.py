@@ -61,6 +61,22 @@ class PackedRows:
                     raise
         return found
 
+    def count(self, table: str) -> int:
+        """How many rows a table has; 0 if it is not there.
+
+        Raises:
+            StoreUnavailable: the file cannot be read.
+        """
+        if table not in self.tables():
+            return 0
+        with self._errors("read"):
+            connection = self._reader()
+            return (
+                0
+                if connection is None
+                else int(connection.execute(f"SELECT COUNT(*) FROM {_quoted(table)}").fetchone()[0])
+            )
+
     def write(self, table: str, layout: Layout, rows: Iterable[Row]) -> None:
         """Insert or replace rows in one transaction; older ones than are there are left out.
 

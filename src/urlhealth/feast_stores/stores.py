@@ -20,6 +20,7 @@ import numpy.typing as npt
 from urlhealth.errors import ConfigurationError, StoreUnavailable
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.compaction import Compactor
+from urlhealth.feast_stores.consistency import Consistency, compare
 from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_FILE, store_path
 from urlhealth.feast_stores.rows import PackedRows, Row, string_keys, table_name
@@ -74,6 +75,15 @@ class FeatureStores:
         if registry is not None:
             with suppress(FileNotFoundError), _touching("Feast's registry", registry):
                 registry.read_bytes()
+
+    def consistency(self) -> list[Consistency]:
+        """Compare the online with the offline store, view by view, for every entity.
+
+        Raises:
+            ConfigurationError: Feast's stores are not the embedded ones.
+            StoreUnavailable: a store cannot be read.
+        """
+        return [compare(view, self._offline / view.name, self._online, self._table(view)) for view in STATE_VIEWS]
 
     @contextmanager
     def staged(self, rows: Iterable[StateRows], *, segment: str, created_ms: int) -> Iterator[Callable[[], None]]:

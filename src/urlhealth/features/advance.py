@@ -266,7 +266,7 @@ def _unpack(
         if data is not None and data[:_MARK_BYTES] != mark:
             raise StateMismatch(
                 f"the carried feature state of {key!r} was made by other feature columns or another `known_for_s` "
-                "than this version has; run `urlhealth features build` to make all features anew from the stored probes"
+                "than this version has; run `urlhealth features build --rebuild` to make all anew from stored probes"
             )
         bodies.append(new if data is None else data[_MARK_BYTES:])
     fixed = np.frombuffer(b"".join(body[:size] for body in bodies), view.dtype).reshape(-1, states)

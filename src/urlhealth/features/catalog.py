@@ -18,6 +18,12 @@ __all__ = ["GROUP_STATE", "HOST_STATE", "STATE_VIEWS", "URL_STATE", "VECTOR", "W
 #: Windows of failure shares: name, tile, whole tiles before the present one.
 WINDOWS: Final = (("1h", "hour", 1), ("24h", "hour", 24), ("7d", "day", 7), ("30d", "day", 30))
 _LONG: Final = {"1h": "hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
+#: Half-lives, in days, of the shares of past days with an onset in the coming hours of the day; by how many hours such
+#: a span is widened on either side to be a near one.
+CLOCK_HALF_LIVES_D: Final = (4, 14)
+CLOCK_NEAR_H: Final = 1
+#: The newest onset, the second newest and so on, of which models see how long ago each was.
+ONSETS_AGO: Final = (1, 2, 3, 5, 8, 16)
 _RATE_SPANS: Final = {
     "30m": "half hour",
     "2h": "2 hours",
@@ -40,6 +46,12 @@ _STATE: Final = (
         name="log_state_hours",
         form="log_hours",
         about="ln(1 + hours in the present state).",
+        reason="in its present state for {value}",
+    ),
+    Feature(
+        name="log_state_minutes",
+        form="log_short_hours",
+        about="ln(0.1 + hours in the present state).",
         reason="in its present state for {value}",
     ),
     Feature(
@@ -128,15 +140,19 @@ _RATES: Final = (
 _CLOCK: Final = (
     *(
         Feature(
-            name=f"clock_onset_share_{hours}h",
-            form="share",
-            about=f"Share of past days with an onset in the hours of the day (t, t + {hours} h], decayed (30 d), drawn "
-            "towards its rate.",
-            reason=f"an outage began in the coming {hours} hours of the day on {{value}} of past days"
-            if hours > 1
-            else "an outage began in the coming hour of the day on {value} of past days",
+            name=f"log_clock_{prefix}{hours}h_{days}d",
+            form="log_share",
+            about=f"ln of the share of past days with an onset in the hours of the day {span}, decayed ({days} d), "
+            "drawn towards its rate.",
+            reason=f"an outage began {near}in the coming {f'{hours} hours' if hours > 1 else 'hour'} of the day on "
+            f"{{value}} of the {'last few days' if days < 7 else 'days of the last weeks'}",
         )
         for hours in HORIZONS_H
+        for prefix, near, span in (
+            ("", "", f"(t, t + {hours} h]"),
+            ("near_", "about ", f"(t - {CLOCK_NEAR_H} h, t + {hours + CLOCK_NEAR_H} h]"),
+        )[: 2 if hours < 24 else 1]
+        for days in CLOCK_HALF_LIVES_D
     ),
     Feature(
         name="weekday_onset_share",
@@ -149,21 +165,35 @@ _CLOCK: Final = (
 _RUNS: Final = (
     *(
         Feature(
-            name=f"up_ends_share_{hours}h",
-            form="share",
-            about=f"Of its recent up-times longer than the present one, the share that ended within {hours} h more.",
-            reason=f"{{value}} of its up-times as long as this one ended within {hours} h more",
+            name=f"log_onset_ago_{k}",
+            form="log_short_hours",
+            about=f"ln(0.1 + hours since onset {k}, counted from the newest).",
+            reason=f"{'its last outage' if k == 1 else f'its last {k} outages'} began within {{value}}",
         )
-        for hours in HORIZONS_H
+        for k in ONSETS_AGO
     ),
     *(
         Feature(
-            name=f"outage_ends_share_{hours}h",
-            form="share",
-            about=f"Of its recent outages longer than the present one, the share that ended within {hours} h more.",
-            reason=f"{{value}} of its outages as long as this one ended within {hours} h more",
+            name=f"log_{run}_ends_{hours}h",
+            form="log_share",
+            about=f"ln of the share of its recent {text} longer than the present one that ended within {hours} h more; "
+            "newer ones weigh more.",
+            reason=f"{{value}} of its {text} as long as this one ended within {hours} h more",
         )
+        for run, text in (("up", "up-times"), ("cycle", "times between outages"), ("outage", "outages"))
         for hours in HORIZONS_H
+    ),
+    Feature(
+        name="log_typical_up_hours",
+        form="log_short_hours",
+        about="Mean of ln(0.1 + hours) of its last three complete up-times.",
+        reason="its last up-times took about {value}",
+    ),
+    Feature(
+        name="short_up_share",
+        form="share",
+        about="Of its recent up-times, the share below one hour.",
+        reason="{value} of its recent up-times took less than an hour",
     ),
     *(
         Feature(

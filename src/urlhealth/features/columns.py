@@ -13,8 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 Dtype = Literal["float64", "float32", "int64", "int32"]
-#: `log_hours`, `log_ms` and `log_count` are ln(1 + x); `log_rate` is ln(1 / hours); `log_ratio` is ln(x).
-Form = Literal["state", "share", "hours", "days", "log_hours", "log_rate", "log_ms", "log_count", "log_ratio", "number"]
+#: `log_hours`, `log_ms` and `log_count` are ln(1 + x), `log_short_hours` is ln(0.1 + x); `log_rate` is ln(1 / hours);
+#: `log_ratio` and `log_share` are ln(x).
+Form = Literal[
+    "state",
+    "share",
+    "hours",
+    "days",
+    "log_hours",
+    "log_short_hours",
+    "log_rate",
+    "log_ms",
+    "log_count",
+    "log_ratio",
+    "log_share",
+    "number",
+]
 
 #: Records of a view's dtype, shape (n,).
 States = npt.NDArray[np.void]

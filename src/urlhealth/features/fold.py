@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from urlhealth.features.columns import States, whole_records
 from urlhealth.features.decay import DAY_MS, HALF_LIFE_NAMES, HALF_LIVES_H, HOUR_MS, Array, accrued, decay
-from urlhealth.features.views import CLOCK_HALF_LIFE, LAST_VERDICT, WEEKDAY_HALF_LIFE
-from urlhealth.vocabulary import HORIZONS_H
+from urlhealth.features.views import LAST_VERDICT, WEEKDAY_HALF_LIFE
 
 _LATENCY_HALF_LIFE: Final = HALF_LIFE_NAMES.index("7d")
 
@@ -72,9 +71,10 @@ def _step_known(states: States, events: Array, known_for_ms: int) -> None:
         _add_tiles(states, tile, tile_ms, begin=now - gap, held=held, was_failing=was_failing, now=now)
         states[f"{tile}_flips"][:, 0] += flip
     run_hours = (now - states["since_ms"]) / HOUR_MS
-    _push(states["recent_up_hours"], run_hours, np.flatnonzero(onset))
     _push(states["recent_outage_hours"], run_hours, np.flatnonzero(recovery))
-    _mark_clock(states, now, np.flatnonzero(onset))
+    _mark_days(states, now, now // DAY_MS - (now - gap) // DAY_MS, np.flatnonzero(onset))
+    _push(states["recent_up_hours"], run_hours, np.flatnonzero(onset))
+    _push(states["recent_onset_ms"], now, np.flatnonzero(onset))
     _add_latency(states, events, gap, ~down)
 
     states["first_known_ms"] = np.where(states["failing"] < 0, now, states["first_known_ms"])
@@ -109,7 +109,6 @@ def _add_tiles(
         return
     moved = np.flatnonzero(~same)
     begin, held, now, passed = (values[moved, None] for values in (begin, held, now, passed))
-    source = np.arange(known.shape[1]) - passed
     starts = (now // tile_ms - np.arange(known.shape[1])) * tile_ms
     overlap = np.maximum(np.minimum(begin + held, starts + tile_ms) - np.maximum(begin, starts), 0)
     for tiles, added in (
@@ -117,8 +116,7 @@ def _add_tiles(
         (failing, np.where(was_failing[moved, None], overlap, 0)),
         (flips, 0),
     ):
-        shifted = np.where(source >= 0, np.take_along_axis(tiles[moved], np.maximum(source, 0), axis=1), 0)
-        tiles[moved] = shifted + added
+        tiles[moved] = shifted(tiles[moved], passed[:, 0]) + added
 
 
 def _push(recent: Array, values: Array, rows: npt.NDArray[np.intp]) -> None:
@@ -128,26 +126,28 @@ def _push(recent: Array, values: Array, rows: npt.NDArray[np.intp]) -> None:
         recent[rows, 0] = values[rows]
 
 
-def _mark_clock(states: States, now: Array, rows: npt.NDArray[np.intp]) -> None:
-    """Count the onsets of some rows in the histograms by hour and weekday.
-
-    A span of H hours from a full hour on counts once, however many onsets fall into it: so only the spans that began
-    after the onset before are marked.
-    """
+def _mark_days(states: States, now: Array, passed: Array, rows: npt.NDArray[np.intp]) -> None:
+    """Move the onsets by hour on by the days that passed, and count the onsets of some rows there and by weekday."""
+    hours = states["onset_hours"]
+    moved = np.flatnonzero(passed)
+    if len(moved):
+        hours[moved] = shifted(hours[moved], passed[moved])
     if not len(rows):
         return
-    onset_ms, last_ms = now[rows], states["last_onset_ms"][rows]
-    left = decay(np.where(last_ms > 0, onset_ms - last_ms, 0) / HOUR_MS)
-    hour, last_hour = onset_ms[:, None] // HOUR_MS, last_ms[:, None] // HOUR_MS
-    earlier = (hour - np.arange(24)) % 24  # how many hours before this one each hour of the day last began
-    for span in HORIZONS_H:
-        windows = states[f"onset_windows_{span}h"]
-        marked = (earlier < span) & (hour - earlier > last_hour)
-        windows[rows] = windows[rows] * left[:, CLOCK_HALF_LIFE, None] + marked
+    onset_ms, last_ms = now[rows], states["recent_onset_ms"][rows, 0]
+    hours[rows, 0] |= (1 << onset_ms // HOUR_MS % 24).astype(np.int32)
+    left = np.exp2(np.where(last_ms > 0, onset_ms - last_ms, 0) / (-HOUR_MS * HALF_LIVES_H[WEEKDAY_HALF_LIFE]))
     days, day = states["weekday_onsets"], onset_ms // DAY_MS
-    days[rows] *= left[:, WEEKDAY_HALF_LIFE, None]
+    days[rows] *= left[:, None]
     days[rows, weekday(day)] += day > last_ms // DAY_MS
-    states["last_onset_ms"][rows] = onset_ms
+
+
+def shifted(tiles: Array, by: Array) -> Array:
+    """Each row of tiles, (n, k), moved on by so many places, shape (n,); what comes in from outside is 0."""
+    source = np.arange(tiles.shape[1]) - by[:, None]
+    inside = (source >= 0) & (source < tiles.shape[1])
+    moved: Array = np.where(inside, np.take_along_axis(tiles, np.where(inside, source, 0), axis=1), 0)
+    return moved
 
 
 def weekday(day: Any) -> Any:

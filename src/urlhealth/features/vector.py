@@ -11,12 +11,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from urlhealth.features.catalog import VECTOR, WINDOWS
+from urlhealth.features.catalog import CLOCK_HALF_LIVES_D, CLOCK_NEAR_H, ONSETS_AGO, VECTOR, WINDOWS
 from urlhealth.features.columns import States
 from urlhealth.features.decay import DAY_MS, HALF_LIFE_NAMES, HALF_LIVES_H, HOUR_MS, Array, accrued, decay
-from urlhealth.features.fold import weekday
+from urlhealth.features.fold import shifted, weekday
 from urlhealth.features.views import (
-    CLOCK_HALF_LIFE,
+    DAY_TILES,
     GROUP_STATE,
     HOST_STATE,
     POOL_DAYS,
@@ -32,8 +32,15 @@ TYPICAL_ENDS_PER_H: Final = 0.2
 #: How many onsets a slower rate weighs, as the prior of the next faster one; how many past days or runs a rate weighs
 #: beside those counted.
 PRIOR_ONSETS: Final = 1.0
-PRIOR_DAYS: Final = 3.0
+PRIOR_DAYS: Final = 2.0
+PRIOR_WEEKDAYS: Final = 3.0
 PRIOR_RUNS: Final = 1.0
+#: By how much each run (up-time, outage, cycle) weighs less than the newer one after it.
+RUN_FADES: Final = 0.9
+#: Where a URL had fewer onsets than are asked for: for each, so long before it was first known.
+NEVER_DAYS: Final = 7
+#: Below this, lengths of up-times are much alike.
+SHORT_H: Final = 0.1
 
 _TILE_MS: Final = {"hour": HOUR_MS, "day": DAY_MS}
 _EVER: Final = len(HALF_LIVES_H) - 1
@@ -84,6 +91,7 @@ def at(states: Mapping[str, States], t_ms: Array, *, known_for_s: float) -> npt.
         rates = _onset_rates(instant)
         columns |= {f"log_onset_rate_{name}": np.log(rate) for name, rate in rates.items()}
         columns |= _clock(instant, rates["7d"])
+        columns |= _onsets_ago(instant)
         columns |= _runs(instant, rates["7d"])
         columns |= _last_verdict(instant)
         columns |= _neighbours(instant)
@@ -120,6 +128,7 @@ def _present(i: _Instant) -> dict[str, Array]:
         "failing_now": failing_now,
         "state_hours": i.state_hours,
         "log_state_hours": hours,
+        "log_state_minutes": np.log(i.state_hours + SHORT_H),
         "failing_log_hours": failing_now * hours,
         "log_consecutive_failures": np.log1p(i.url["consecutive_failures"]),
         "log_probe_age_hours": np.log1p(_hours_since(i.t, i.url["probed_ms"])),
@@ -175,20 +184,40 @@ def _onset_rates(i: _Instant) -> dict[str, Array]:
 
 def _clock(i: _Instant, rate: Array) -> dict[str, Array]:
     """Of the past spans of the same hours, and of the past days of these weekdays, the share that had an onset."""
-    since_h = np.where(i.url["last_onset_ms"] > 0, i.t - i.url["last_onset_ms"], 0) / HOUR_MS
-    left = decay(since_h)
-    known_days = (i.up_hours + i.failing_hours) / 24
-
-    def share(marked: Array, days: Array, hours: float) -> Array:
-        return np.minimum((marked + PRIOR_DAYS * _within(rate, hours)) / (days + PRIOR_DAYS), 1.0)
-
     columns = {}
+    hour, part = i.t // HOUR_MS, (i.t % HOUR_MS / HOUR_MS)[:, None]
+    day = np.arange(1, DAY_TILES - 2)
+    known = day <= np.where(i.url["first_known_ms"] > 0, (i.t - i.url["first_known_ms"]) / DAY_MS, 0)[:, None]
     for hours in HORIZONS_H:
-        marked = _between(i.url[f"onset_windows_{hours}h"], i.t / HOUR_MS) * left[:, CLOCK_HALF_LIFE]
-        columns[f"clock_onset_share_{hours}h"] = share(marked, known_days[:, CLOCK_HALF_LIFE], hours)
-    marked = _between(i.url["weekday_onsets"], weekday(i.t / DAY_MS)) * left[:, WEEKDAY_HALF_LIFE]
-    columns["weekday_onset_share"] = share(marked, known_days[:, WEEKDAY_HALF_LIFE] / 7, 24)
+        for prefix, near in (("", 0), ("near_", CLOCK_NEAR_H)) if hours < 24 else (("", 0),):
+            now, after = (_had_onset(i, hour + k - near, hours + 2 * near) for k in (0, 1))
+            marked = (1 - part) * now + part * after
+            prior = PRIOR_DAYS * _within(rate, hours + 2 * near)
+            for days in CLOCK_HALF_LIVES_D:
+                weight = known * np.exp2((1 - day) / days)
+                share = (np.sum(weight * marked, axis=1) + prior) / (np.sum(weight, axis=1) + PRIOR_DAYS)
+                columns[f"log_clock_{prefix}{hours}h_{days}d"] = np.log(share)
+
+    newest_ms = i.url["recent_onset_ms"][:, 0]
+    left = np.exp2(np.where(newest_ms > 0, i.t - newest_ms, 0) / (-HOUR_MS * HALF_LIVES_H[WEEKDAY_HALF_LIFE]))
+    marked = _between(i.url["weekday_onsets"], weekday(i.t / DAY_MS)) * left
+    weeks = (i.up_hours + i.failing_hours)[:, WEEKDAY_HALF_LIFE] / 24 / 7
+    share = (marked + PRIOR_WEEKDAYS * _within(rate, 24)) / (weeks + PRIOR_WEEKDAYS)
+    columns["weekday_onset_share"] = np.minimum(share, 1.0)
     return columns
+
+
+def _had_onset(i: _Instant, first_hour: Array, hours: int) -> Array:
+    """Whether an onset fell into the span of so many hours from `first_hour` (since 1970) on, some days before.
+
+    Column k of the result, bool (n, DAY_TILES - 3), is for k + 1 days before.
+    """
+    day, hour = first_hour // 24, first_hour % 24
+    # Element d: the hours of the d-th day before the span's own first day.
+    back = shifted(i.url["onset_hours"].astype(np.int64), day - i.url["known_ms"] // DAY_MS)
+    back, forth = back[:, 1 : DAY_TILES - 2], back[:, : DAY_TILES - 3]
+    had: Array = ((back | forth << 24) >> hour[:, None]) & ((1 << hours) - 1) != 0
+    return had
 
 
 def _between(histogram: Array, position: Array) -> Array:
@@ -207,22 +236,49 @@ def _within(rate: Array, hours: float) -> Array:
     return probability
 
 
-def _runs(i: _Instant, onset_rate: Array) -> dict[str, Array]:
-    """The URL's own hazards: how its recent up-times and outages went on that were as long as the present one."""
-    end_rate = (i.onsets[:, _EVER] + 1) / (i.failing_hours[:, _EVER] + 1 / TYPICAL_ENDS_PER_H)
+def _onsets_ago(i: _Instant) -> dict[str, Array]:
+    """How long ago the newest onsets were: the shape of a burst, which decayed rates cannot tell."""
+    first_ms = np.where(i.url["first_known_ms"] > 0, i.url["first_known_ms"], i.t)
     columns = {}
-    for run, going_on, rate in (("up", i.up, onset_rate), ("outage", i.failing, end_rate)):
-        lengths = i.url[f"recent_{run}_hours"]
-        # A run of the other kind than the present one would begin now.
-        age = np.where(going_on & i.known, i.state_hours, 0.0)
-        longer = np.sum(lengths > age[:, None], axis=1)
+    for k in ONSETS_AGO:
+        onset_ms = i.url["recent_onset_ms"][:, k - 1]
+        then_ms = np.where(onset_ms > 0, onset_ms, first_ms - k * NEVER_DAYS * DAY_MS)
+        columns[f"log_onset_ago_{k}"] = np.log((i.t - then_ms) / HOUR_MS + SHORT_H)
+    return columns
+
+
+def _runs(i: _Instant, onset_rate: Array) -> dict[str, Array]:
+    """The URL's own hazards: how its recent up-times, outages and cycles went on that were as long as the present one.
+
+    A cycle is the time from one onset to the next.
+    """
+    end_rate = (i.onsets[:, _EVER] + 1) / (i.failing_hours[:, _EVER] + 1 / TYPICAL_ENDS_PER_H)
+    onset_ms = i.url["recent_onset_ms"]
+    cycles = np.where(onset_ms[:, 1:] > 0, (onset_ms[:, :-1] - onset_ms[:, 1:]) / HOUR_MS, np.nan)
+    since_onset = np.where(onset_ms[:, 0] > 0, (i.t - onset_ms[:, 0]) / HOUR_MS, 0.0)
+    # A run of the other kind than the present one would begin now.
+    up_age, outage_age = (np.where(going_on & i.known, i.state_hours, 0.0) for going_on in (i.up, i.failing))
+    ups, outages = i.url["recent_up_hours"], i.url["recent_outage_hours"]
+    columns = {}
+    for run, lengths, age, rate in (
+        ("up", ups, up_age, onset_rate),
+        ("cycle", cycles, since_onset, onset_rate),
+        ("outage", outages, outage_age, end_rate),
+    ):
+        weight = RUN_FADES ** np.arange(lengths.shape[1])
+        longer = (lengths > age[:, None]) * weight
         for hours in HORIZONS_H:
-            ended = longer - np.sum(lengths > age[:, None] + hours, axis=1)
+            ended = np.sum(longer, axis=1, where=lengths <= age[:, None] + hours)
             prior = PRIOR_RUNS * _within(rate, hours)
-            columns[f"{run}_ends_share_{hours}h"] = (ended + prior) / (longer + PRIOR_RUNS)
+            share = (ended + prior) / (np.sum(longer, axis=1) + PRIOR_RUNS)
+            columns[f"log_{run}_ends_{hours}h"] = np.log(share)
+    for run, lengths in (("up", ups), ("outage", outages)):
         count = np.sum(~np.isnan(lengths), axis=1)
         columns[f"log_last_{run}_hours"] = np.log1p(lengths[:, 0])
         columns[f"log_mean_{run}_hours"] = np.log1p(np.nansum(lengths, axis=1) / count)
+    newest = np.log(ups[:, :3] + SHORT_H)
+    columns["log_typical_up_hours"] = np.nansum(newest, axis=1) / np.sum(~np.isnan(newest), axis=1)
+    columns["short_up_share"] = np.sum(ups < 1, axis=1) / np.sum(~np.isnan(ups), axis=1)
     return columns
 
 

@@ -6,17 +6,16 @@ from typing import Final
 
 from urlhealth.features.columns import Column, StateView
 from urlhealth.features.decay import HALF_LIFE_NAMES, HALF_LIVES_H
-from urlhealth.vocabulary import HORIZONS_H
 
 #: Tiles are whole UTC hours and days. Element 0 is the tile of `known_ms` so far, element k the k-th tile before it.
 HOUR_TILES: Final = 1 + 24
 DAY_TILES: Final = 1 + 30
-#: How many completed up-times and outages are kept.
-RECENT: Final = 8
+#: How many onsets, up-times that ended in one, and outages that ended are kept.
+RECENT_ONSETS: Final = 16
+RECENT_OUTAGES: Final = 8
 #: A pool counts a URL for the UTC day of its last known verdict and this many days in all.
 POOL_DAYS: Final = 3
-#: Half-lives of the histograms by hour and by weekday, out of HALF_LIVES_H.
-CLOCK_HALF_LIFE: Final = HALF_LIFE_NAMES.index("30d")
+#: Half-life of the histogram by weekday, out of HALF_LIVES_H.
 WEEKDAY_HALF_LIFE: Final = HALF_LIFE_NAMES.index("90d")
 
 
@@ -64,41 +63,42 @@ URL_STATE: Final = StateView(
         Column(name="known_ms", dtype="int64", about="The newest verdict that said up or down; 0 before any."),
         Column(name="failing", dtype="int32", initial=-1, about="What that one said: 1 down, 0 up, -1 before any."),
         Column(name="since_ms", dtype="int64", about="Start of the present state, as seen: a gap starts it anew."),
-        Column(name="last_onset_ms", dtype="int64", about="The newest onset; 0 before any."),
         Column(name="checks", dtype="int64", about="Verdicts that said up or down."),
         Column(name="consecutive_failures", dtype="int32", about="Verdicts down in a row, up to the newest."),
         *_sums("of this URL"),
         *_tiles("hour", HOUR_TILES),
         *_tiles("day", DAY_TILES),
         Column(
+            name="recent_onset_ms",
+            dtype="int64",
+            length=RECENT_ONSETS,
+            about="The newest onsets, newest first; 0 for those that there were not.",
+        ),
+        Column(
             name="recent_up_hours",
             dtype="float64",
-            length=RECENT,
+            length=RECENT_ONSETS,
             initial=math.nan,
             about="Lengths in hours of the newest up-times that ended in an onset, newest first.",
         ),
         Column(
             name="recent_outage_hours",
             dtype="float64",
-            length=RECENT,
+            length=RECENT_OUTAGES,
             initial=math.nan,
             about="Lengths in hours of the newest outages that were seen to end, newest first.",
         ),
-        *(
-            Column(
-                name=f"onset_windows_{hours}h",
-                dtype="float32",
-                length=24,
-                about=f"By UTC hour of the day: past spans of {hours} h from that hour on that had an onset, decayed "
-                "(30 d) as of `last_onset_ms`.",
-            )
-            for hours in HORIZONS_H
+        Column(
+            name="onset_hours",
+            dtype="int32",
+            length=DAY_TILES,
+            about="By day tile: bit h is set if an onset fell into the UTC hour h of the day.",
         ),
         Column(
             name="weekday_onsets",
             dtype="float32",
             length=7,
-            about="By UTC weekday, Monday first: past days that had an onset, decayed (90 d) as of `last_onset_ms`.",
+            about="By UTC weekday, Monday first: past days that had an onset, decayed (90 d) as of the newest onset.",
         ),
         Column(name="latency_log_sum", dtype="float64", about="Sum of ln(total ms) of verdicts up, decayed (7 d)."),
         Column(name="latency_weight", dtype="float64", about="How many such verdicts, decayed alike."),

@@ -10,11 +10,15 @@ def formatted(feature: Feature, value: float) -> str:
         case "state":
             return "failing" if value >= 0.5 else "up"
         case "share":
-            return f"{value:.0%}" if value == 0 or value >= 0.01 else f"{value:.1%}"
+            return _percent(value)
+        case "log_share":
+            return _percent(math.exp(value))
         case "hours":
             return duration(value)
         case "log_hours":
             return duration(math.expm1(value))
+        case "log_short_hours":
+            return duration(max(math.exp(value) - 0.1, 0))
         case "log_rate":
             return duration(math.exp(-value))
         case "log_ms":
@@ -27,6 +31,10 @@ def formatted(feature: Feature, value: float) -> str:
             return _counted(value, "day")
         case "number":
             return f"{value:g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share == 0 or share >= 0.01 else f"{share:.1%}"
 
 
 def duration(hours: float) -> str:

@@ -73,16 +73,13 @@ class ChampionWatch:
     def refresh(self) -> bool:
         """Look at the registry once; True when another version serves now. Not for requests: it may import MLflow.
 
-        What keeps the registered version from serving is logged once and kept as `problem`; the old one goes on
-        serving. At the next look it is tried again, unless it is a model that does not fit.
+        What keeps the registered version from serving is kept as `problem`; the old one goes on serving. At the next
+        look it is tried again, unless it is a model that does not fit.
         """
         try:
-            changed, problem = self._follow(), None
+            changed, self.problem = self._follow(), None
         except (UrlHealthError, OSError) as error:
-            changed, problem = False, one_line(error)
-            if problem != self.problem:
-                log.error("%s", problem)
-        self.problem = problem
+            changed, self.problem = False, one_line(error)
         self.looked = True
         return changed
 
@@ -155,11 +152,14 @@ def champion_version(tracking_uri: str) -> "ModelVersion | None":
     from mlflow.exceptions import MlflowException
 
     try:
-        return MlflowClient(tracking_uri=tracking_uri).get_model_version_by_alias(MODEL_NAME, CHAMPION)
-    except Exception as error:
-        absent = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-        if isinstance(error, MlflowException) and error.error_code in absent:
-            return None
+        client = MlflowClient(tracking_uri=tracking_uri)
+        try:
+            return client.get_model_version_by_alias(MODEL_NAME, CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, or no alias
+                return None
+            raise
+    except Exception as error:  # MLflow lets through whatever its back ends raise.
         raise unavailable(tracking_uri, error) from error
 
 

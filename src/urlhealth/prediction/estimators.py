@@ -28,10 +28,9 @@ TRUSTED_TYPES: Final = (
     "urlhealth.prediction.estimators.LogitMean",
 )
 
-#: `C` of the logistic regressions: the less, the closer to the base rate. Rows an hour apart tell little new, so it is
-#: far less than for independent ones: fitted to 20 of the real histories and tested on others, the average precision
-#: of `onset_24h` is .36 with this, and .23 with 1. On hundreds of histories it makes no difference.
-RIDGE: Final = 0.003
+#: `C` of the logistic regressions by horizon: the less, the closer to the base rate. Rows an hour apart tell little
+#: new, so it is far less than for independent ones, and the less the longer the horizon. See docs/model-card.md.
+RIDGE: Final = (0.003, 0.0003, 0.0003)
 
 #: Probabilities are kept this far from 0 and 1 where their log-odds are needed.
 _TINY = 1e-6
@@ -139,55 +138,67 @@ class LogitMean(BaseEstimator):
     """One probability: mean of the log-odds of a standardised logistic regression and of boosted trees.
 
     The logistic regression takes values beyond those of training for the outermost seen, and missing ones for the mean.
-    Without both classes in training it is a constant; with few rows of either there are no trees.
+    Some features it sees twice: as they are, which for a share is its logarithm, and exponentiated. Without both
+    classes in training it is a constant; with few rows of either there are no trees.
     """
 
-    def __init__(self, *, ridge: float = RIDGE, boosted: bool = True, seed: int = 0) -> None:
+    def __init__(self, *, ridge: float, curved: Sequence[int] = (), boosted: bool = True, seed: int = 0) -> None:
+        """
+        Args:
+            ridge: `C` of the logistic regression, for weights of mean 1.
+            curved: columns that the logistic regression sees exponentiated as well.
+        """
         self.ridge = ridge
+        self.curved = curved
         self.boosted = boosted
         self.seed = seed
 
     #: Rows of the rarer class below which trees only learn them by heart: rows of one outage are much alike.
     FEWEST_FOR_TREES: Final = 500
 
-    def fit(self, X: Floats, y: Floats) -> "LogitMean":
-        """X: (n, k), NaN where missing; y: (n,) of 0 and 1. n and k may be 0."""
-        positives, k = float(y.sum()), X.shape[1]
-        rarer = min(positives, len(y) - positives)
-        self.mean_, self.scale_ = np.zeros(k), np.ones(k)
-        self.low_, self.high_, self.coef_ = np.zeros(k), np.zeros(k), np.zeros(k)
+    def fit(self, X: Floats, y: Floats, weight: Floats | None = None) -> "LogitMean":
+        """X: (n, k), NaN where missing; y: (n,) of 0 and 1; weight: (n,), None is 1 each. n and k may be 0."""
+        weight = np.ones(len(y)) if weight is None else weight
+        k = X.shape[1]
+        self.curved_ = np.asarray(self.curved, dtype=np.int64)
+        wide = k + len(self.curved_)
+        self.mean_, self.scale_ = np.zeros(wide), np.ones(wide)
+        self.low_, self.high_, self.coef_ = np.zeros(k), np.zeros(k), np.zeros(wide)
         self.forest_: Forest | None = None
-        rate = (positives + 0.5) / (len(y) + 1)
+        rate = (float(weight @ y) + 0.5) / (float(weight.sum()) + 1)
         self.intercept_ = float(np.log(rate / (1 - rate)))
+        rarer = min(y.sum(), len(y) - y.sum())
         if rarer == 0 or k == 0:
             return self
-        self._fit_linear(X, y)
+        self._fit_linear(X, y, weight)
         if self.boosted and rarer >= self.FEWEST_FOR_TREES:
-            self._fit_trees(X, y)
+            self._fit_trees(X, y, weight)
         return self
 
-    def _fit_linear(self, X: Floats, y: Floats) -> None:
+    def _fit_linear(self, X: Floats, y: Floats, weight: Floats) -> None:
         from sklearn.linear_model import LogisticRegression
 
         seen = ~np.isnan(X).all(axis=0)
-        self.mean_[seen], scale = np.nanmean(X[:, seen], axis=0), np.nanstd(X[:, seen], axis=0)
-        self.scale_[seen] = np.where(scale > 1e-12, scale, 1.0)
         self.low_[seen], self.high_[seen] = np.nanmin(X[:, seen], axis=0), np.nanmax(X[:, seen], axis=0)
-        linear = LogisticRegression(C=self.ridge, solver="newton-cholesky", max_iter=1_000).fit(
-            self._standardised(X), y
-        )
+        wide = self._widened(X)
+        seen = ~np.isnan(wide).all(axis=0)
+        self.mean_[seen], scale = np.nanmean(wide[:, seen], axis=0), np.nanstd(wide[:, seen], axis=0)
+        self.scale_[seen] = np.where(scale > 1e-12, scale, 1.0)
+        linear = LogisticRegression(C=self.ridge, solver="newton-cholesky", max_iter=1_000)
+        linear.fit(self._standardised(X), y, sample_weight=weight)
         self.coef_, self.intercept_ = linear.coef_[0].copy(), float(linear.intercept_[0])
 
-    def _fit_trees(self, X: Floats, y: Floats) -> None:
+    def _fit_trees(self, X: Floats, y: Floats, weight: Floats) -> None:
         from sklearn.ensemble import HistGradientBoostingClassifier
         from threadpoolctl import threadpool_limits
 
         boosted = HistGradientBoostingClassifier(
-            learning_rate=0.06,
-            max_iter=100,
-            max_leaf_nodes=12,
-            min_samples_leaf=60,
-            l2_regularization=5.0,
+            learning_rate=0.1,
+            max_iter=80,
+            max_leaf_nodes=6,
+            max_features=0.3,
+            min_samples_leaf=300,
+            l2_regularization=20.0,
             early_stopping=False,
             random_state=self.seed,
         )
@@ -195,7 +206,7 @@ class LogitMean(BaseEstimator):
         X = np.where(np.isnan(X).all(axis=0), 0.0, X)
         # OpenMP's threads wait for each other at every split: on few rows, and on a busy machine, one is far quicker.
         with threadpool_limits(limits=1 if len(X) < _FEW_ROWS else None, user_api="openmp"):
-            boosted.fit(X, y)
+            boosted.fit(X, y, sample_weight=weight)
         self.forest_ = Forest.of(boosted)
 
     @property
@@ -210,12 +221,19 @@ class LogitMean(BaseEstimator):
 
     def contributions(self, X: Floats) -> Floats:
         """Shape of X; a row's sum and `reference` are its log-odds. Exact for the linear half, by paths in trees."""
-        linear: Floats = self._standardised(X) * self.coef_
+        terms: Floats = self._standardised(X) * self.coef_
+        linear = terms[:, : X.shape[1]]
+        linear[:, self.curved_] += terms[:, X.shape[1] :]
         return linear if self.forest_ is None else (linear + self.forest_.contributions(X)) / 2
 
+    def _widened(self, X: Floats) -> Floats:
+        """The columns, within what training saw, and the exponentials of the curved ones."""
+        X = np.clip(X, self.low_, self.high_)
+        return np.concatenate([X, np.exp(X[:, self.curved_])], axis=1)
+
     def _standardised(self, X: Floats) -> Floats:
-        filled = np.where(np.isnan(X), self.mean_, np.clip(X, self.low_, self.high_))
-        standardised: Floats = (filled - self.mean_) / self.scale_
+        wide = self._widened(X)
+        standardised: Floats = np.where(np.isnan(wide), 0.0, (wide - self.mean_) / self.scale_)
         return standardised
 
 
@@ -232,7 +250,8 @@ class HealthForecaster(BaseEstimator):
         *,
         state_feature: str,
         use: Sequence[str] | None = None,
-        ridge: float = RIDGE,
+        curved: Sequence[str] = (),
+        ridge: Sequence[float] = RIDGE,
         boosted: bool = True,
         seed: int = 0,
     ) -> None:
@@ -240,23 +259,28 @@ class HealthForecaster(BaseEstimator):
         Args:
             state_feature: the feature that is 1 for a target that is failing now, and 0 for one that is up.
             use: the features to learn from beside the state; None is all.
-            ridge: `C` of the logistic regressions; see :data:`RIDGE`.
+            curved: those of them that the logistic regressions see exponentiated as well.
+            ridge: `C` of the logistic regressions by horizon; see :data:`RIDGE`.
             boosted: whether the onsets' models have trees (for the state at the end they have not helped).
             seed: of the trees.
         """
         self.state_feature = state_feature
         self.use = use
+        self.curved = curved
         self.ridge = ridge
         self.boosted = boosted
         self.seed = seed
 
-    def fit(self, X: Any, Y: Floats, *, feature_names: Sequence[str] | None = None) -> "HealthForecaster":
+    def fit(
+        self, X: Any, Y: Floats, *, feature_names: Sequence[str] | None = None, weight: Floats | None = None
+    ) -> "HealthForecaster":
         """Fit to the rows whose labels are known, output by output.
 
         Args:
             X: (n, k); NaN where a feature is not known. An array, or a DataFrame with the features' names.
             Y: (n, 6) in the order of `PROBABILITIES`: 0, 1, or NaN where not known.
             feature_names: of the columns of an array.
+            weight: (n,), how many rows each stands for; None is 1 each.
         """
         columns = X.columns if hasattr(X, "columns") else feature_names
         if columns is None:
@@ -268,19 +292,25 @@ class HealthForecaster(BaseEstimator):
         self.state_column_ = features.index(self.state_feature)
         used = features if self.use is None else self.use
         self.used_columns_ = np.array([features.index(name) for name in used], dtype=np.int64)
+        curved = [j for j, name in enumerate(used) if name in set(self.curved)]
         X, failing = self._rows(X)
-        self.if_up_ = {}
-        self.if_failing_ = {}
+        weight = np.ones(len(X)) if weight is None else weight
+        self.if_up_: dict[str, LogitMean] = {}
+        self.if_failing_: dict[str, LogitMean] = {}
         for j, output in enumerate(PROBABILITIES):
             known = ~np.isnan(Y[:, j])
-            self.if_up_[output] = self._part(X[known & ~failing], Y[known & ~failing, j], output)
-            if output.startswith("failing"):
-                self.if_failing_[output] = self._part(X[known & failing], Y[known & failing, j], output)
+            onset = output.startswith("onset")
+            for parts, rows in ((self.if_up_, known & ~failing), (self.if_failing_, known & failing)):
+                if onset and parts is self.if_failing_:
+                    continue
+                part = LogitMean(
+                    ridge=self.ridge[j % len(HORIZONS_H)],
+                    curved=curved,
+                    boosted=self.boosted and onset,
+                    seed=self.seed,
+                )
+                parts[output] = part.fit(X[rows], Y[rows, j], weight[rows])
         return self
-
-    def _part(self, X: Floats, y: Floats, output: str) -> LogitMean:
-        boosted = self.boosted and output.startswith("onset")
-        return LogitMean(ridge=self.ridge, boosted=boosted, seed=self.seed).fit(X, y)
 
     def predict_proba(self, X: Any) -> Floats:
         """Probabilities, float64 (n, 6) in the order of `PROBABILITIES`.

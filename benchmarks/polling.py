@@ -1,0 +1,136 @@
+"""Adaptive polling beside equal intervals, on recorded histories (`--data`), and its cost at a million targets.
+
+The data file has the columns `repo, url, ts, status`: real histories, as public status pages keep them. Used are series
+with at least 30 days, 10 rows and at most 98 % `down` rows, each replayed from its middle on.
+"""
+
+import argparse
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import polars as pl
+
+from urlhealth.polling.policy import AdaptivePolicy
+from urlhealth.polling.replay import (
+    Series,
+    budget_of,
+    judge,
+    judge_uniform,
+    outages_of,
+    replay_adaptive,
+    series_of,
+)
+from urlhealth.polling.report import caught_ratios
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What `series_of` needs of a history."""
+
+    target: np.ndarray
+    group: np.ndarray
+    ts_ms: np.ndarray
+    health: np.ndarray
+
+
+def load(path: Path) -> list[Series]:
+    """The series that the benchmark is about; `group` is the owner."""
+    frame = (
+        pl.read_parquet(path)
+        .with_columns(key=pl.col("url") + "#" + pl.col("repo"), owner=pl.col("repo").str.split("/").list.first())
+        .sort("ts", maintain_order=True)
+        .unique(["key", "ts"], keep="first", maintain_order=True)
+    )
+    span = pl.col("ts").max() - pl.col("ts").min()
+    frame = frame.filter(
+        (span >= pl.duration(days=30)).over("key")
+        & (pl.len() >= 10).over("key")
+        & ((pl.col("status") == "down").mean() <= 0.98).over("key")
+    )
+    rows = Rows(
+        target=frame["key"].to_numpy(),
+        group=frame["owner"].to_numpy(),
+        ts_ms=frame["ts"].dt.epoch("ms").to_numpy(),
+        health=(frame["status"] == "down").cast(pl.Int8).to_numpy(),
+    )
+    return series_of(rows, start_ms=None)
+
+
+def compare(name: str, series: list[Series], budget_per_url_hour: float) -> None:
+    """A line of the table: adaptive at this budget beside uniform at one probe an hour."""
+    outages = outages_of(series)
+    uniform = judge_uniform(series, outages, 1.0)
+    started = time.process_time()
+    probes = replay_adaptive(series, AdaptivePolicy(budget_per_url_hour=budget_per_url_hour))
+    seconds = time.process_time() - started
+    found = judge(outages, probes)
+    ratios = caught_ratios(outages, found, uniform)
+    print(
+        f"| {name} | {budget_per_url_hour:g} | {len(series)} / {len(outages.series):,} "
+        f"| {60 * uniform.delay_h.mean():.2f} → {60 * found.delay_h.mean():.2f} "
+        f"| {found.delay_h.mean() / uniform.delay_h.mean():.2f} "
+        f"| {uniform.caught.mean():.1%} → {found.caught.mean():.1%} | {found.caught.mean() / uniform.caught.mean():.2f} "
+        f"| {np.quantile(ratios, 0.1):.2f} | {len(probes) / budget_of(series, budget_per_url_hour) - 1:+.3%} "
+        f"| {seconds:.0f} |",
+        flush=True,
+    )
+
+
+def scale(targets: int, due_per_s: int, seconds: int) -> None:
+    """Many targets, all watched, through so many seconds: the share of a core and the memory."""
+    policy = AdaptivePolicy(budget_per_url_hour=3600 * due_per_s / targets)
+    rng = np.random.default_rng(0)
+    started = time.process_time()
+    for target in range(targets):
+        policy.add(0, group=target // 4)
+        policy.start(target, 0)
+    print(f"{targets:,} targets added in {time.process_time() - started:.1f} s of one core")
+    started, probes = time.process_time(), 0
+    for second in range(1, seconds + 1):
+        due = policy.due(second * 1000)
+        failing = rng.random(len(due)) < 0.01
+        for target, down in zip(due, failing.tolist(), strict=True):
+            policy.observe(target, second * 1000, down)
+        probes += len(due)
+    used = time.process_time() - started
+    memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{probes / seconds:,.0f} due a second over {seconds} s: {used / seconds:.0%} of one core, "
+        f"{1e6 * used / probes:.0f} µs a probe, {memory_mb:,.0f} MB at most"
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.polling", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="Parquet file of histories: repo, url, ts, status")
+    parser.add_argument("--folds", action="store_true", help="also a line for each of five parts of the owners")
+    parser.add_argument("--targets", type=int, default=1_000_000, help="targets of the simulation of scale")
+    parser.add_argument("--due", type=int, default=2_000, help="probes due a second in it")
+    parser.add_argument("--seconds", type=int, default=300, help="seconds simulated in it; 0 leaves it out")
+    arguments = parser.parse_args()
+    if arguments.data:
+        print(
+            "| histories | budget | URLs / outages | delay, min | ratio | caught | ratio | p10 | budget kept | CPU, s |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        series = load(arguments.data)
+        for budget in (1.0, 0.5):
+            compare("all", series, budget)
+        alone = [Series(**{**vars(one), "group": one.url}) for one in series]
+        compare("all, groups withheld", alone, 1.0)
+        for fold in range(FOLDS if arguments.folds else 0):
+            part = [one for one in series if crc32(one.group.encode()) % FOLDS == fold]
+            compare(f"owners, part {fold + 1} of {FOLDS}", part, 1.0)
+    if arguments.seconds:
+        scale(arguments.targets, arguments.due, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()

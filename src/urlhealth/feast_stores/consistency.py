@@ -1,0 +1,105 @@
+"""Whether the online store holds, for each entity, the newest state that the offline store has."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from urlhealth.feast_stores import segments
+from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.rows import PackedRows, string_keys
+from urlhealth.features.columns import StateView
+
+#: Entities compared at once.
+_BATCH: Final = 20_000
+_EXAMPLES: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency:
+    """What a comparison of one view's stores found."""
+
+    view: str
+    #: Entities that the offline store knows.
+    entities: int
+    #: Of these, how many have another state online, or none.
+    different: int
+    #: Keys of some of them.
+    examples: tuple[str, ...]
+    #: Entities that are online only.
+    unknown: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the stores agree."""
+        return not self.different and not self.unknown
+
+
+def compare(view: StateView, folder: Path, rows: PackedRows, table: str) -> Consistency:
+    """Compare the newest offline state of every entity with the online one, byte for byte.
+
+    A writer may be at work: what differs is looked at again, and counts only if it differs again.
+
+    Raises:
+        StoreUnavailable: a store cannot be read.
+    """
+    layout = Layout.of(view)
+    known, different = 0, []
+    for keys, event_us, packed in _newest(view, folder, layout, None):
+        known += len(keys)
+        different += _different(view, rows, table, keys, event_us, packed)
+    again: list[str] = []
+    if different:
+        for keys, event_us, packed in _newest(view, folder, layout, different):
+            again += _different(view, rows, table, keys, event_us, packed)
+    return Consistency(
+        view=view.name,
+        entities=known,
+        different=len(again),
+        examples=tuple(again[:_EXAMPLES]),
+        unknown=max(rows.count(table) - known, 0),
+    )
+
+
+def _different(
+    view: StateView,
+    rows: PackedRows,
+    table: str,
+    keys: Sequence[str],
+    event_us: Sequence[int],
+    packed: Sequence[bytes],
+) -> list[str]:
+    blobs = string_keys(view.entity, keys)
+    online = rows.read(table, blobs)
+    return [
+        key
+        for key, blob, event, row in zip(keys, blobs, event_us, packed, strict=True)
+        if online.get(blob) != (event, row)
+    ]
+
+
+def _newest(
+    view: StateView, folder: Path, layout: Layout, only: Sequence[str] | None
+) -> Iterator[tuple[list[str], list[int], list[bytes]]]:
+    """Keys, event times (microseconds since 1970 UTC) and packed rows of the newest offline states."""
+    import polars as pl
+
+    from urlhealth.feast_stores.asof import AT, CREATED, newest
+
+    if not segments.files(folder):
+        return
+    numbered = segments.scan(folder).with_row_index("row")
+    if only is not None:
+        numbered = numbered.filter(pl.col(view.entity).is_in(pl.Series(only, dtype=pl.String).implode()))
+    instants = (pl.col("event_timestamp").alias(AT), pl.col("created_timestamp").alias(CREATED))
+    known = numbered.select("row", view.entity, *instants).collect(engine="streaming")
+    wanted = known.select(pl.col("row").gather(newest(known, [view.entity]))).sort("row")
+    for start in range(0, wanted.height, _BATCH):
+        part = wanted.slice(start, _BATCH).lazy()
+        table = numbered.join(part, on="row", how="semi").collect(engine="streaming").to_arrow()
+        states = view.from_arrow(table)
+        yield (
+            table.column(view.entity).to_pylist(),
+            table.column("event_timestamp").cast("int64").to_pylist(),
+            layout.pack_states(states),
+        )

@@ -1,0 +1,34 @@
+"""`docs/features.md`, made from the catalog: `python -m urlhealth.features.page > docs/features.md`."""
+
+from collections.abc import Iterable
+
+from urlhealth.features.catalog import STATE_VIEWS, VECTOR
+
+_HEAD = """# Features
+
+Made from `src/urlhealth/features/` by `python -m urlhealth.features.page > docs/features.md`; do not edit it by hand.
+
+Feast stores the carried *state* of each entity after each verdict, in the views below. `urlhealth.features.vector.at`
+makes the *vector* that models see from the states, at any instant.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [_HEAD]
+    parts.append(f"## The vector\n\n{len(VECTOR)} features, in the order in which models see them.\n")
+    parts.append(_table(("feature", "what it is"), ((f"`{feature.name}`", feature.about) for feature in VECTOR)))
+    for view in STATE_VIEWS:
+        parts.append(f"## State view `{view.name}`, by `{view.entity}`\n")
+        rows = ((f"`{c.name}`", c.dtype if c.length == 1 else f"{c.length} × {c.dtype}", c.about) for c in view.columns)
+        parts.append(_table(("column", "type", "what it holds"), rows))
+    return "\n".join(parts)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
