@@ -2,9 +2,15 @@
 
 import sys
 
-from benchmarks import crawl, probing, service
+from benchmarks import crawl, feast, polling, probing, service
 
-BENCHMARKS = {"probing": probing.main, "crawl": crawl.main, "service": service.main}
+BENCHMARKS = {
+    "feast": feast.main,
+    "probing": probing.main,
+    "crawl": crawl.main,
+    "service": service.main,
+    "polling": polling.main,
+}
 
 
 def main(names: list[str]) -> None:

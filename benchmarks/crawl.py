@@ -61,7 +61,7 @@ class Measured:
     answered: int
 
 
-def contenders(web: Web, urls: int) -> list[Contender]:
+def contenders(web: Web) -> list[Contender]:
     """Ours first, then each peer that can be had."""
     python, ca = sys.executable, str(web.ca_file)
     environment = {
@@ -150,7 +150,7 @@ def compare(scheme: str, count: int, runs: int, web: Web, folder: Path) -> None:
     named, numbered = folder / f"{scheme}-names.txt", folder / f"{scheme}-addresses.txt"
     named.write_text("\n".join(web.named_urls(scheme, count)))
     numbered.write_text("\n".join(web.numbered_urls(scheme, count)))
-    programs = contenders(web, count)
+    programs = contenders(web)
     measured: dict[str, list[Measured]] = {contender.name: [] for contender in programs}
     for _ in range(runs):
         for contender in programs:

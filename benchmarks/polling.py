@@ -6,7 +6,9 @@ with at least 30 days, 10 rows and at most 98 % `down` rows, each replayed from 
 
 import argparse
 import resource
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -57,7 +59,7 @@ def load(path: Path) -> list[Series]:
         target=frame["key"].to_numpy(),
         group=frame["owner"].to_numpy(),
         ts_ms=frame["ts"].dt.epoch("ms").to_numpy(),
-        health=(frame["status"] == "down").cast(pl.Int8).to_numpy(),
+        health=(frame["status"] != "down").cast(pl.Int8).to_numpy(),
     )
     return series_of(rows, start_ms=None)
 
@@ -75,7 +77,8 @@ def compare(name: str, series: list[Series], budget_per_url_hour: float) -> None
         f"| {name} | {budget_per_url_hour:g} | {len(series)} / {len(outages.series):,} "
         f"| {60 * uniform.delay_h.mean():.2f} → {60 * found.delay_h.mean():.2f} "
         f"| {found.delay_h.mean() / uniform.delay_h.mean():.2f} "
-        f"| {uniform.caught.mean():.1%} → {found.caught.mean():.1%} | {found.caught.mean() / uniform.caught.mean():.2f} "
+        f"| {uniform.caught.mean():.1%} → {found.caught.mean():.1%} "
+        f"| {found.caught.mean() / uniform.caught.mean():.2f} "
         f"| {np.quantile(ratios, 0.1):.2f} | {len(probes) / budget_of(series, budget_per_url_hour) - 1:+.3%} "
         f"| {seconds:.0f} |",
         flush=True,
@@ -106,31 +109,31 @@ def scale(targets: int, due_per_s: int, seconds: int) -> None:
     )
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: Sequence[str] = ()) -> None:
+    """The command line; without arguments, the simulation of scale alone."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.polling", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="Parquet file of histories: repo, url, ts, status")
     parser.add_argument("--folds", action="store_true", help="also a line for each of five parts of the owners")
     parser.add_argument("--targets", type=int, default=1_000_000, help="targets of the simulation of scale")
     parser.add_argument("--due", type=int, default=2_000, help="probes due a second in it")
     parser.add_argument("--seconds", type=int, default=300, help="seconds simulated in it; 0 leaves it out")
-    arguments = parser.parse_args()
-    if arguments.data:
+    chosen = parser.parse_args(arguments)
+    if chosen.data:
         print(
             "| histories | budget | URLs / outages | delay, min | ratio | caught | ratio | p10 | budget kept | CPU, s |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|")
-        series = load(arguments.data)
+        series = load(chosen.data)
         for budget in (1.0, 0.5):
             compare("all", series, budget)
         alone = [Series(**{**vars(one), "group": one.url}) for one in series]
         compare("all, groups withheld", alone, 1.0)
-        for fold in range(FOLDS if arguments.folds else 0):
+        for fold in range(FOLDS if chosen.folds else 0):
             part = [one for one in series if crc32(one.group.encode()) % FOLDS == fold]
             compare(f"owners, part {fold + 1} of {FOLDS}", part, 1.0)
-    if arguments.seconds:
-        scale(arguments.targets, arguments.due, arguments.seconds)
+    if chosen.seconds:
+        scale(chosen.targets, chosen.due, chosen.seconds)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

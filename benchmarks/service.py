@@ -40,7 +40,7 @@ def service(web: Web, home: Path) -> Iterator[tuple[httpx.Client, int]]:
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
-            while not _answers(client):
+            while not _ready(client):
                 if process.poll() is not None:
                     sys.exit("urlhealth serve did not start; what it says stands above")
                 time.sleep(POLL_S)
@@ -109,9 +109,10 @@ def main(arguments: list[str] | None = None) -> None:
         a_million(web, Path(name), count=options.big)
 
 
-def _answers(client: httpx.Client) -> bool:
+def _ready(client: httpx.Client) -> bool:
+    """Whether all parts are loaded."""
     try:
-        return client.get("/health/live").is_success
+        return client.get("/health/ready").is_success
     except httpx.TransportError:
         return False
 

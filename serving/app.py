@@ -24,6 +24,7 @@ from serving.routes import (
     score,
     submit,
     tasks,
+    urls,
 )
 from urlhealth.platform import Platform
 from urlhealth.settings import load_settings
@@ -67,7 +68,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
     app.add_middleware(LocalOnly)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)
     errors.install(app)
-    resources = (tasks, monitors, features, predictions, score, open_inference, instances, submit, health, pages)
+    resources = (tasks, monitors, urls, features, predictions, score, open_inference, instances, submit, health, pages)
     for resource in resources:
         app.include_router(resource.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -37,6 +37,8 @@ KINDS: Final[Mapping[type[errors.UrlHealthError], Kind]] = {
     errors.InvalidRequest: Kind(422, "invalid-request", "The request cannot be carried out as it was written"),
     errors.InvalidUrls: Kind(422, "invalid-urls", "Some URLs cannot be probed"),
     errors.TooOld: Kind(409, "too-old", "What is known of some URLs is too old"),
+    errors.Duplicate: Kind(409, "duplicate", "There is one already"),
+    errors.Duplicate: Kind(409, "duplicate", "There is such a thing already"),
     errors.InvalidCursor: Kind(422, "invalid-cursor", "This list did not give out that cursor"),
     errors.KeyReused: Kind(409, "key-reused", "The idempotency key belongs to another request"),
     errors.NotFound: Kind(404, "not-found", "No such thing"),
@@ -136,12 +138,19 @@ async def _validation(request: Request, error: RequestValidationError) -> Respon
 def invalid(request: Request, found: Iterable[Mapping[str, Any]]) -> Response:
     """The problem document for what pydantic found in a request; the first part of each `loc` says in which part."""
     items = [_item(fault) for fault in found]
+    return problem(request, INVALID_REQUEST, _sentence(items), items=items)
+
+
+def in_words(found: Iterable[Mapping[str, Any]]) -> str:
+    """What pydantic found in one item of a list, in a sentence."""
+    return _sentence([_item({**fault, "loc": ("body", *fault["loc"])}) for fault in found])
+
+
+def _sentence(items: Sequence[Mapping[str, str]]) -> str:
     first = items[0]
     where = first.get("parameter") or first["pointer"].removeprefix("/")
     more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
-    return problem(
-        request, INVALID_REQUEST, f"{where}: {first['detail']}{more}" if where else first["detail"], items=items
-    )
+    return f"{where}: {first['detail']}{more}" if where else first["detail"]
 
 
 def _item(found: Mapping[str, Any]) -> dict[str, str]:

@@ -29,6 +29,7 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_LINE_BYTES: Final = 64 << 10
 #: What is streamed may be this long, packed and unpacked: a million of the longest URLs.
 MAX_STREAM_BYTES: Final = 2 << 30
+NDJSON_TYPES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 #: Longest time that a sender may be silent within a body.
 _SILENT_S: Final = 60
 _UNPACK_BYTES: Final = 1 << 20
@@ -43,20 +44,13 @@ def task_of(request: Request, *, max_urls: int) -> tuple[Iterable[str], Options]
         HTTPException: 408, 413, 415.
         InvalidRequest, RequestValidationError: saying what is wrong with the body.
     """
-    pieces = _pieces(request)
-    match request.headers.get("content-encoding", "identity").strip().lower():
-        case "identity":
-            pass
-        case "gzip" | "x-gzip":
-            pieces = unpacked(pieces)
-        case coding:
-            raise HTTPException(415, f"the body is packed as {coding[:40]!r}: send it plain, or as gzip")
-    match request.headers.get("content-type", "").partition(";")[0].strip().lower():
+    pieces = received(request)
+    match media_type(request):
         case "application/json":
             body = json_task(b"".join(limited(pieces, MAX_BODY_BYTES)))
             check_count(body.urls, max_urls)
             return body.urls, body.options
-        case "application/x-ndjson" | "application/ndjson" | "application/jsonl":
+        case content_type if content_type in NDJSON_TYPES:
             request.state.max_body_bytes = MAX_STREAM_BYTES
             options, urls = ndjson_task(limited(pieces, MAX_STREAM_BYTES))
             return _at_most(urls, max_urls), options
@@ -71,8 +65,28 @@ def task_of(request: Request, *, max_urls: int) -> tuple[Iterable[str], Options]
             )
 
 
+def received(request: Request) -> Iterator[bytes]:
+    """The body as it comes, unpacked, for a worker thread that the event loop waits for.
+
+    Raises:
+        HTTPException: 408, 415.
+        InvalidRequest: it is packed, and cannot be unpacked.
+    """
+    match request.headers.get("content-encoding", "identity").strip().lower():
+        case "identity":
+            return _pieces(request)
+        case "gzip" | "x-gzip":
+            return unpacked(_pieces(request))
+        case coding:
+            raise HTTPException(415, f"the body is packed as {coding[:40]!r}: send it plain, or as gzip")
+
+
+def media_type(request: Request) -> str:
+    """The body's media type, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def _pieces(request: Request) -> Iterator[bytes]:
-    """The body as it comes, for a worker thread that the event loop waits for."""
     stream = request.stream()
 
     async def following() -> bytes | None:
@@ -121,7 +135,7 @@ def text_urls(pieces: Iterable[bytes]) -> Iterator[str]:
     Raises:
         InvalidRequest: a line is too long, or not UTF-8.
     """
-    for number, line in _lines(pieces):
+    for number, line in lines(pieces):
         if not line.startswith(b"#"):
             try:
                 yield line.decode()
@@ -137,7 +151,7 @@ def ndjson_task(pieces: Iterable[bytes]) -> tuple[Options, Iterator[str]]:
         InvalidRequest: a line is too long, or not JSON; now or while iterating.
         RequestValidationError: there is something wrong with the options.
     """
-    items = (_loads(number, line) for number, line in _lines(pieces))
+    items = (loads(number, line) for number, line in lines(pieces))
     first = list(islice(items, 1))
     options = Options()
     if first and isinstance(first[0], dict) and "options" in first[0]:
@@ -169,7 +183,7 @@ def limited(pieces: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
         yield piece
 
 
-def _lines(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+def lines(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     """Numbers, from 1, and contents of the lines that are not blank."""
     number, rest = 0, b""
     for piece in chain(pieces, [b"\n"]):
@@ -190,7 +204,8 @@ def _long_line(number: int) -> InvalidRequest:
     return InvalidRequest(f"line {number} is longer than {MAX_LINE_BYTES} bytes: send one URL a line")
 
 
-def _loads(number: int, line: bytes) -> Any:
+def loads(number: int, line: bytes) -> Any:
+    """What a line of JSON means; raises `InvalidRequest`, naming the line."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:

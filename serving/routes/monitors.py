@@ -14,7 +14,7 @@ router = APIRouter(prefix="/api/v1/monitors", tags=["monitors"])
     "",
     status_code=201,
     summary="Monitor a URL",
-    responses=header(201, "Location", "Path of the monitor.") | problems(422, 503),
+    responses=header(201, "Location", "Path of the monitor.") | problems(409, 422, 503),
 )
 def create_monitor(body: MonitorRequest, platform: PlatformDep, response: Response) -> Monitor:
     """It is first probed within one interval, and then once in each."""

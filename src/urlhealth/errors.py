@@ -4,6 +4,7 @@
     ├── InvalidRequest      what was asked for cannot be done as it was written
     │   ├── InvalidUrls     some URLs of a list are none; names their positions
     │   │   └── TooOld      what is known of some is older than the request allows
+    │   ├── Duplicate       its target has a monitor already; names it
     │   └── InvalidCursor
     ├── KeyReused           an idempotency key came again with another request
     ├── NotFound            no such task, monitor or model
@@ -42,6 +43,16 @@ class InvalidUrls(InvalidRequest):
 
 class TooOld(InvalidUrls):
     """What is known of some URLs is older than the request allows, or nothing is."""
+
+
+class Duplicate(InvalidRequest):
+    """A target that is to be monitored has a monitor already."""
+
+    def __init__(self, target: str, monitor_id: str) -> None:
+        self.monitor_id = monitor_id
+        super().__init__(
+            f"{target} has the monitor {monitor_id} already: change that one, or give the new one a name of its own"
+        )
 
 
 class InvalidCursor(InvalidRequest):

@@ -28,6 +28,7 @@ from urlhealth.vocabulary import MODEL_NAME, Clock, Prediction, Served, system_c
 
 if TYPE_CHECKING:
     from urlhealth.crawl.carried import CarriedStore
+    from urlhealth.crawl.rollups import Rollups
     from urlhealth.feast_stores.stores import FeatureStores
     from urlhealth.pipeline import Pipeline
     from urlhealth.prediction.champion import ChampionWatch
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 #: Longest that one turn of the crawl waits for results, and thus the time after which a new task is seen.
 _TURN_S = 0.1
+#: Time between two looks for probes that are not in the roll-ups: what a URL's state shows does not wait for them.
+_ROLL_UP_S = 2.0
 #: Time after which a loop that failed tries again.
 _RETRY_S = 1.0
 
@@ -148,6 +151,13 @@ class Platform:
             late_s=self.settings.late_s,
         )
 
+    @cached_property
+    def rollups(self) -> "Rollups":
+        from urlhealth.crawl.rollups import Rollups
+
+        assert self._database is not None
+        return Rollups(self._database, known_for_s=self.settings.known_for_s)
+
     def start(self, *, features: bool = True, predict: bool = True) -> None:
         """Start the background work: the crawl under the lease and, if wanted, what follows on it.
 
@@ -162,6 +172,7 @@ class Platform:
         self._loop("crawl", lambda: crawler.step(_TURN_S), 0.0)
         if features:
             self._loop("pipeline", self._fold, settings.pipeline_poll_s)
+            self._loop("rollups", self._roll_up, _ROLL_UP_S)
         if predict:
             self._loop("champion", self._follow_champion, settings.champion_poll_s)
             self._loop("prediction-log", self.prediction_log.write, _TURN_S)
@@ -298,6 +309,10 @@ class Platform:
             return
         self.features.apply()
         while not self._stop.is_set() and self.pipeline.step():
+            pass
+
+    def _roll_up(self) -> None:
+        while self.lease.held and not self._stop.is_set() and self.rollups.step(lease=self.lease):
             pass
 
     def _loop(self, name: str, turn: Callable[[], object], pause_s: float) -> None:

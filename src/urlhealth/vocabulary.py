@@ -228,6 +228,8 @@ class ProbeRequest:
     owner: str = LOCAL_OWNER
     task_id: str | None = None
     monitor_id: str | None = None
+    #: The slot of the monitor that it is for.
+    due_ms: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -300,6 +302,39 @@ class TaskResult:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Maintenance:
+    """A time, from `start_ms` up to before `end_ms`, in which a target is worked on, and not probed."""
+
+    start_ms: int
+    end_ms: int
+    #: Time from one start to the next; None for a window that does not come again.
+    every_ms: int | None = None
+
+    def covers(self, ts_ms: int) -> bool:
+        """Whether an instant lies in it."""
+        since_ms = ts_ms - self.start_ms
+        if self.every_ms is not None and since_ms >= 0:
+            since_ms %= self.every_ms
+        return 0 <= since_ms < self.end_ms - self.start_ms
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MonitorSpec:
+    """A monitor as somebody wants it."""
+
+    url: str
+    interval_s: int
+    #: Makes it a target of its own, beside others of the URL.
+    name: str | None = None
+    #: None: the one that the target has, or the registrable domain.
+    group: str | None = None
+    options: ProbeOptions = DEFAULT_OPTIONS
+    tags: tuple[str, ...] = ()
+    paused: bool = False
+    maintenance: tuple[Maintenance, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Monitor:
     """A target that is probed again and again."""
 
@@ -307,10 +342,15 @@ class Monitor:
     owner: str
     target: Target
     interval_s: int
+    options: ProbeOptions = DEFAULT_OPTIONS
+    tags: tuple[str, ...] = ()
     paused: bool = False
+    maintenance: tuple[Maintenance, ...] = ()
     created_ms: int
-    #: When the next probe is due.
+    #: When the next probe is due, if it is not paused.
     next_due_ms: int
+    #: Slots in which it was not probed, because nobody could in time.
+    skipped: int = 0
 
 
 Item = TypeVar("Item")

@@ -15,7 +15,6 @@ from serving import schemas
 from urlhealth.crawl import tasks
 from urlhealth.crawl.database import writing
 from urlhealth.crawl.lease import Lease
-from urlhealth.crawl.monitors import next_slot
 from urlhealth.crawl.records import remember
 from urlhealth.crawl.schema import predictions, probes, task_urls
 from urlhealth.crawl.store import CrawlStore
@@ -446,7 +445,7 @@ class TestFiling:
                 call()
         assert store.task(task.task_id) == task
         assert probe_count(engine) == 0
-        assert len(store.due_monitors(10)) == 1
+        assert store.monitors(limit=1).items[0].next_due_ms < clock.now_ms
 
     def test_results_of_several_tasks_stop_at_the_limit(self, store: CrawlStore, lease: Lease) -> None:
         first, second, third = store.create_task([A, B]), store.create_task([C, A, B]), store.create_task([A])
@@ -538,80 +537,6 @@ class TestHistory:
             "done": 0,
             "cancelled": 0,
         }
-
-
-class TestMonitors:
-    def test_a_monitor_is_due_once_a_slot(self, store: CrawlStore, lease: Lease, clock: HandClock) -> None:
-        monitor = store.create_monitor(A, interval_s=60)
-        assert T0 < monitor.next_due_ms <= T0 + 60_000
-        clock.now_ms = monitor.next_due_ms - 1
-        assert store.take_due_monitors(10, lease=lease) == []
-        clock.now_ms += 1
-        assert [m for _, m in store.take_due_monitors(10, lease=lease)] == [monitor]
-        assert store.take_due_monitors(10, lease=lease) == []
-        (moved,) = store.monitors(limit=10).items
-        assert moved == replace(monitor, next_due_ms=monitor.next_due_ms + 60_000)
-
-    def test_missed_slots_are_skipped(self, store: CrawlStore, lease: Lease, clock: HandClock) -> None:
-        monitor = store.create_monitor(A, interval_s=60)
-        clock.now_ms = monitor.next_due_ms + 10 * 60_000 + 1
-        assert len(store.take_due_monitors(10, lease=lease)) == 1
-        assert store.monitors(limit=1).items[0].next_due_ms == monitor.next_due_ms + 11 * 60_000
-
-    @pytest.mark.parametrize("restarted", [False, True])
-    def test_a_clock_that_is_set_back_delays_no_monitor(
-        self, store: CrawlStore, lease: Lease, engine: sa.Engine, clock: HandClock, restarted: bool
-    ) -> None:
-        clock.now_ms += 86_400_000
-        ahead = store.create_monitor(A, interval_s=60)
-        assert store.take_due_monitors(10, lease=lease) == []
-        clock.now_ms -= 86_400_000
-        right = store.create_monitor(B, interval_s=60)
-        if restarted:
-            store = NumberingStore(engine, clock=clock)
-        assert [m.monitor_id for _, m in store.take_due_monitors(10, lease=lease)] == [ahead.monitor_id]
-        assert {m.next_due_ms for m in store.monitors(limit=10).items} == {
-            next_slot(A, 60, clock.now_ms),
-            right.next_due_ms,
-        }
-
-    def test_the_longest_due_come_first_up_to_the_limit(self, store: CrawlStore, clock: HandClock) -> None:
-        made = [store.create_monitor(f"https://m{i}.example.com/", interval_s=3600) for i in range(5)]
-        clock.now_ms += 3_600_000
-        expected = sorted(made, key=lambda monitor: monitor.next_due_ms)[:3]
-        assert [m for _, m in store.due_monitors(3)] == expected
-
-    def test_slots_are_spread_over_the_interval(self) -> None:
-        slots = [next_slot(f"https://m{i}.example.com/", 600, T0) - T0 for i in range(600)]
-        assert all(0 < slot <= 600_000 for slot in slots)
-        by_minute = np.histogram(slots, bins=10, range=(0, 600_000))[0]
-        assert by_minute.min() > 30
-
-    def test_a_group_that_is_given_becomes_the_targets(self, store: CrawlStore) -> None:
-        store.create_task([A, B])
-        assert store.create_monitor(A, interval_s=60, group="acme").target.group == "acme"
-        assert store.create_monitor(B, interval_s=60).target.group == "example.com"
-        store.create_task([A])
-        assert store.find_targets([A])[A].group == "acme"
-
-    def test_a_second_monitor_of_one_target_is_refused(self, store: CrawlStore) -> None:
-        monitor = store.create_monitor(A, interval_s=60)
-        with pytest.raises(InvalidRequest, match=monitor.monitor_id):
-            store.create_monitor("https://A.example.com", interval_s=30)
-        store.create_monitor(A, interval_s=60, owner="ann")
-
-    @pytest.mark.parametrize("interval_s", [-1, 0, 9, 10**9])
-    def test_intervals_out_of_range_are_refused(self, store: CrawlStore, interval_s: int) -> None:
-        with pytest.raises(InvalidRequest, match="interval_s"):
-            store.create_monitor(A, interval_s=interval_s)
-
-    def test_monitors_are_paged_and_deleted_by_owner(self, store: CrawlStore) -> None:
-        made = [store.create_monitor(url, interval_s=60) for url in (A, B, C)]
-        assert walk(lambda cursor: store.monitors(limit=2, cursor=cursor)) == made
-        with pytest.raises(NotFound):
-            store.delete_monitor(made[0].monitor_id, owner="ann")
-        store.delete_monitor(made[0].monitor_id)
-        assert store.monitors(limit=10).items == made[1:]
 
 
 def test_predictions_are_logged_as_they_were_served(store: CrawlStore, engine: sa.Engine) -> None:

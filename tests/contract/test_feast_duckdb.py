@@ -13,8 +13,6 @@ from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueTyp
 from feast.repo_config import RepoConfig
 from feast.types import Array, Bool, Float64, Int64, String
 
-pytest.importorskip("ibis", reason="Feast's DuckDB store is not installed")
-
 T0 = datetime(2024, 3, 1, tzinfo=UTC)
 OURS = "urlhealth.feast_stores.offline.UrlHealthOfflineStore"
 #: Seconds that the instants are spread over: few, so that many are equal and many at the very edge of a TTL.

@@ -19,6 +19,7 @@ from serving.schemas import Problem
 from tests.support import BIN, Api, environment, free_port, noise_forecaster, program, wait_until
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
+from urlhealth.prediction.champion import BUNDLED
 from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
@@ -40,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bento(home: Path) -> Iterator[Api]:
-    """The service before there is a model; started as the README says, from the root of the checkout."""
+    """The service before anything was trained; started as the README says, from the root of the checkout."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     with program(
         str(BIN / "bentoml"), "serve", "--port", str(port),
@@ -67,8 +68,7 @@ def with_model(bento: Api, home: Path, forecaster: HealthForecaster) -> Api:
         promote(client, str(info.registered_model_version))
 
     def loaded() -> bool:
-        checks = bento.http.get("/health/ready").json()["checks"]
-        return all(check["ok"] for check in checks)
+        return bool(bento.predict([CLOSED])[0]["model_version"] == "1")
 
     wait_until(loaded, timeout_s=30, what="the service to load the champion")
     return bento
@@ -86,17 +86,15 @@ def expected(forecaster: HealthForecaster, sent: list[dict[str, float | None]]) 
     return [dict(zip(PROBABILITIES, p, strict=True)) for p in forecaster.predict_proba(X).tolist()]
 
 
-def test_before_there_is_a_model(bento: Api) -> None:
+def test_before_anything_was_trained(bento: Api) -> None:
     assert bento.http.get("/health/live").json() == {"status": "live"}
     assert bento.http.get("/livez").status_code == 200
-    # The crawl API is ready although nobody has trained a model: both ways of asking say so.
+    # Both ways of asking whether it is ready say the same.
     for path in ("/health/ready", "/readyz"):
-        wait_until(lambda path=path: bento.http.get(path).status_code == 200, timeout_s=20, what=f"{path} to be ready")
-    for path, body in (("/score", {"rows": [{}]}), ("/api/v1/predictions", {"urls": [CLOSED]})):
-        reply = bento.http.post(path, json=body)
-        assert reply.status_code == 503
-        assert reply.headers["content-type"] == "application/problem+json"
-        assert "urlhealth train" in reply.json()["detail"]
+        wait_until(lambda path=path: bento.http.get(path).status_code == 200, timeout_s=30, what=f"{path} to be ready")
+    (score,) = bento.http.post("/score", json={"rows": [{}]}).json()
+    (prediction,) = bento.predict([CLOSED])
+    assert score["model_version"] == prediction["model_version"] == BUNDLED
 
 
 def test_it_is_the_same_application(bento: Api) -> None:

@@ -25,7 +25,7 @@ from urlhealth.crawl.schema import metadata
 from urlhealth.errors import StoreUnavailable
 
 #: Revisions in `migrations/versions`, oldest first. The last one is what this code works with.
-REVISIONS: Final = ("0001", "0002")
+REVISIONS: Final = ("0001", "0002", "0003", "0004")
 
 #: Not Alembic's default name: MLflow keeps its own revision under that, perhaps in the same PostgreSQL database.
 VERSION_TABLE: Final = "urlhealth_version"
@@ -37,6 +37,7 @@ BUSY_TIMEOUT_S: Final = 10.0
 _MIGRATION_LOCK: Final = 7_301_001
 _PROBE_LOCK: Final = 7_301_002
 _TARGET_LOCK: Final = 7_301_003
+_MONITOR_LOCK: Final = 7_301_004
 
 #: SQLite's page cache of one connection, in KiB. The default of 2,000 is read and written over and over where a task's
 #: URLs come in no order.
@@ -102,6 +103,11 @@ def order_probe_ids(connection: sa.Connection) -> None:
 def add_targets_alone(connection: sa.Connection) -> None:
     """Before inserting targets: two transactions that add the same ones in different orders would block each other."""
     _lock_until_end(connection, _TARGET_LOCK)
+
+
+def change_monitors_alone(connection: sa.Connection) -> None:
+    """Before changing monitors: the schedule takes the same ones in another order, and each would block the other."""
+    _lock_until_end(connection, _MONITOR_LOCK)
 
 
 def run(connection: sa.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:

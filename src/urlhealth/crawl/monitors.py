@@ -1,82 +1,175 @@
-"""Monitors: targets that are probed again and again."""
+"""Monitors: targets that are probed again and again. When each is due is in `crawl/schedule.py`."""
 
-import math
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, TypedDict
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import writing
-from urlhealth.crawl.lease import Lease
+from urlhealth.crawl.database import change_monitors_alone, chunks, run, writing
 from urlhealth.crawl.records import TARGET_COLUMNS, Records, cursor_number, new_id, page, remember, target_of
 from urlhealth.crawl.schema import monitors, targets
-from urlhealth.errors import InvalidRequest, NotFound
+from urlhealth.errors import Duplicate, InvalidRequest, NotFound
 from urlhealth.probing.urls import parse_target
-from urlhealth.vocabulary import LOCAL_OWNER, Monitor, Page
+from urlhealth.vocabulary import (
+    DEFAULT_OPTIONS,
+    LOCAL_OWNER,
+    Maintenance,
+    Monitor,
+    MonitorSpec,
+    Page,
+    ProbeOptions,
+    Target,
+)
 
 MIN_INTERVAL_S: Final = 10
 MAX_INTERVAL_S: Final = 366 * 86_400
 
-_MONITORS = sa.select(monitors, *TARGET_COLUMNS).join(targets, targets.c.id == monitors.c.target_id)
+#: Monitors that are written in one transaction: other writers, the schedule among them, wait until it ends.
+_CHUNK: Final = 2_000
+
+#: Monitors with their targets, for :func:`monitor_of`.
+MONITORS: Final = sa.select(monitors, *TARGET_COLUMNS).join(targets, targets.c.id == monitors.c.target_id)
+_INSERT: Final = (
+    "INSERT INTO monitors (monitor_id, owner, target_id, interval_s, options, tags, paused, maintenance, created_ms, "
+    "next_due_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_UPDATE: Final = (
+    "UPDATE monitors SET interval_s = ?, options = ?, tags = ?, paused = ?, maintenance = ?, next_due_ms = ? "
+    "WHERE number = ?"
+)
+_SET_GROUP: Final = 'UPDATE targets SET "group" = ? WHERE id = ? AND "group" <> ?'
 
 
 def next_slot(key: str, interval_s: int, now_ms: int) -> int:
-    """The first instant after `now_ms` at which the target is due, ms since 1970 UTC.
+    """The first slot of a target after `now_ms`, ms since 1970 UTC.
 
     Slots are one interval apart, shifted by a hash of the target's key, so that the targets are spread evenly over the
-    interval whenever they were added. A slot that was missed is skipped: the next one is always after now.
+    interval whenever they were added.
     """
     interval_ms = interval_s * 1000
     shift = int.from_bytes(blake2b(key.encode(), digest_size=8).digest()) % interval_ms
     return now_ms + 1 + (shift - now_ms - 1) % interval_ms
 
 
+class MonitorChange(TypedDict, total=False):
+    """What is to become of a monitor: what is not named stays as it is. Its URL and name are what it is."""
+
+    interval_s: int
+    group: str
+    options: ProbeOptions
+    tags: tuple[str, ...]
+    paused: bool
+    maintenance: tuple[Maintenance, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Which monitors: those for which all holds that is given."""
+
+    ids: tuple[str, ...] = ()
+    url: str | None = None
+    #: Of the monitor of `url`.
+    name: str | None = None
+    group: str | None = None
+    tag: str | None = None
+
+
+ALL: Final = Selection()
+
+
 class MonitorStore(Records):
-    """Creates, lists and deletes monitors, and says which are due."""
+    """Creates, lists, changes and deletes monitors."""
 
-    #: When :meth:`take_due_monitors` was called last, ms since 1970 UTC.
-    _looked_ms = math.inf
-
-    def create_monitor(
-        self, url: str, *, interval_s: int, group: str | None = None, owner: str = LOCAL_OWNER
-    ) -> Monitor:
-        """Store a new monitor; it is first due within one interval. A given `group` becomes the target's.
+    def create_monitor(self, url: str, *, interval_s: int, owner: str = LOCAL_OWNER, **more: Any) -> Monitor:
+        """Store a new monitor; it is first due within one interval. `more`: other fields of a `MonitorSpec`.
 
         Raises:
-            InvalidRequest: the URL is none, the interval is out of range, or the URL has a monitor already.
+            Duplicate: the target has a monitor already.
+            InvalidRequest: the URL is none, or the interval is out of range.
         """
-        if not MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S:
-            raise InvalidRequest(f"interval_s is {interval_s}; give {MIN_INTERVAL_S} to {MAX_INTERVAL_S} seconds")
-        target = parse_target(url, group=group)
-        now_ms = self._clock()
-        with writing(self._engine) as connection:
-            target_id = remember(connection, owner, [target], now_ms=now_ms)[target.key]
-            own = sa.and_(monitors.c.owner == owner, monitors.c.target_id == target_id)
-            existing = connection.scalar(sa.select(monitors.c.monitor_id).where(own))
-            if existing is not None:
-                raise InvalidRequest(
-                    f"{target.key} has the monitor {existing} already: delete it, or leave it as it is"
-                )
-            if group is not None:
-                connection.execute(sa.update(targets).where(targets.c.id == target_id).values(group=group))
-            row = {
-                "monitor_id": new_id(self._clock),
-                "owner": owner,
-                "target_id": target_id,
-                "interval_s": interval_s,
-                "created_ms": now_ms,
-                "next_due_ms": next_slot(target.key, interval_s, now_ms),
-            }
-            (number,) = connection.execute(sa.insert(monitors).values(row)).inserted_primary_key or (0,)
-            return _monitor_of(connection.execute(_MONITORS.where(monitors.c.number == number)).one())
+        (answer,) = self.create_monitors([MonitorSpec(url=url, interval_s=interval_s, **more)], owner=owner)
+        if isinstance(answer, InvalidRequest):
+            raise answer
+        return self.monitor(answer, owner=owner)
 
-    def monitors(self, *, limit: int, cursor: str | None = None, owner: str = LOCAL_OWNER) -> Page[Monitor]:
-        """Monitors, oldest first."""
+    def create_monitors(
+        self, specs: Iterable[MonitorSpec | InvalidRequest], *, owner: str = LOCAL_OWNER
+    ) -> Iterator[str | InvalidRequest]:
+        """Store new monitors as they come, some thousand in a transaction.
+
+        Yields:
+            For each, in their order: its id, or why it was not stored (as :meth:`create_monitor` raises it). What is
+            wrong already goes through.
+        """
+        following = iter(specs)
+        while chunk := list(islice(following, _CHUNK)):
+            yield from self._create(chunk, owner)
+
+    def _create(self, specs: Sequence[MonitorSpec | InvalidRequest], owner: str) -> list[str | InvalidRequest]:
+        now_ms = self._clock()
+        wanted = [_target_or_fault(spec) for spec in specs]
+        parsed = [target for target in wanted if isinstance(target, Target)]
+        answers: list[str | InvalidRequest] = []
+        rows, groups = [], []
+        with writing(self._engine) as connection:
+            target_ids = remember(connection, owner, parsed, now_ms=now_ms)
+            known = self._monitors_of(connection, owner, list(target_ids.values()))
+            for spec, target in zip(specs, wanted, strict=True):
+                if isinstance(spec, InvalidRequest) or isinstance(target, InvalidRequest):
+                    answers.append(target)  # type: ignore[arg-type]
+                    continue
+                target_id = target_ids[target.key]
+                if target_id in known:
+                    answers.append(Duplicate(target.key, known[target_id]))
+                    continue
+                monitor_id = known[target_id] = new_id(self._clock)
+                answers.append(monitor_id)
+                due_ms = next_slot(target.key, spec.interval_s, now_ms)
+                rows.append((monitor_id, owner, target_id, *_written(spec), now_ms, due_ms))
+                if spec.group is not None:
+                    groups.append((spec.group, target_id, spec.group))
+            run(connection, _SET_GROUP, groups)
+            run(connection, _INSERT, rows)
+        return answers
+
+    @staticmethod
+    def _monitors_of(connection: sa.Connection, owner: str, target_ids: Sequence[int]) -> dict[int, str]:
+        """The monitors' ids, of those targets that have one."""
+        found: dict[int, str] = {}
+        for some in chunks(target_ids, _CHUNK):
+            own = sa.and_(monitors.c.owner == owner, monitors.c.target_id.in_(some))
+            query = sa.select(monitors.c.target_id, monitors.c.monitor_id).where(own)
+            found.update((target_id, monitor_id) for target_id, monitor_id in connection.execute(query))
+        return found
+
+    def monitors(
+        self, selection: Selection = ALL, *, limit: int, cursor: str | None = None, owner: str = LOCAL_OWNER
+    ) -> Page[Monitor]:
+        """Monitors, oldest first.
+
+        Raises:
+            InvalidRequest: the selection's URL is none.
+        """
         after = 0 if cursor is None else cursor_number("monitors", cursor)
-        query = _MONITORS.where(monitors.c.owner == owner, monitors.c.number > after)
+        query = MONITORS.where(*_where(selection, owner), monitors.c.number > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(monitors.c.number).limit(limit + 1)).all()
-        return page(rows, limit, "monitors", _monitor_of)
+        return page(rows, limit, "monitors", monitor_of)
+
+    def iter_monitors(self, *, owner: str = LOCAL_OWNER) -> Iterator[Monitor]:
+        """All monitors, oldest first, read page by page."""
+        cursor = None
+        while True:
+            part = self.monitors(limit=_CHUNK, cursor=cursor, owner=owner)
+            yield from part.items
+            cursor = part.next_cursor
+            if cursor is None:
+                return
 
     def monitor(self, monitor_id: str, *, owner: str = LOCAL_OWNER) -> Monitor:
         """The monitor.
@@ -84,12 +177,70 @@ class MonitorStore(Records):
         Raises:
             NotFound: the owner has none of this id.
         """
-        mine = _MONITORS.where(monitors.c.monitor_id == monitor_id, monitors.c.owner == owner)
-        with self._engine.connect() as connection:
-            row = connection.execute(mine).one_or_none()
-        if row is None:
+        found = self.monitors(Selection(ids=(monitor_id,)), limit=1, owner=owner).items
+        if not found:
             raise _unknown(monitor_id)
-        return _monitor_of(row)
+        return found[0]
+
+    def change_monitor(self, monitor_id: str, change: MonitorChange, *, owner: str = LOCAL_OWNER) -> Monitor:
+        """Change one monitor; returns what it is now.
+
+        Raises:
+            NotFound: the owner has none of this id.
+            InvalidRequest: the interval is out of range.
+        """
+        if not self.change_each({monitor_id: change}, owner=owner):
+            raise _unknown(monitor_id)
+        return self.monitor(monitor_id, owner=owner)
+
+    def change_monitors(self, selection: Selection, change: MonitorChange, *, owner: str = LOCAL_OWNER) -> int:
+        """Change the selected monitors alike, some thousand in a transaction; returns how many there were.
+
+        Raises:
+            InvalidRequest: the interval is out of range, or the selection's URL is none.
+        """
+        return self.change_each(dict.fromkeys(self._ids(selection, owner), change), owner=owner)
+
+    def change_each(self, changes: Mapping[str, MonitorChange], *, owner: str = LOCAL_OWNER) -> int:
+        """Change monitors by id, each in its way, some thousand in a transaction; returns how many were there.
+
+        Raises:
+            InvalidRequest: an interval is out of range; nothing was changed.
+        """
+        for change in changes.values():
+            if "interval_s" in change:
+                _check_interval(change["interval_s"])
+        changed = 0
+        for some in chunks(list(changes), _CHUNK):
+            query = MONITORS.where(monitors.c.owner == owner, monitors.c.monitor_id.in_(some))
+            with writing(self._engine) as connection:
+                change_monitors_alone(connection)
+                rows, groups = [], []
+                for row in connection.execute(query).all():
+                    change = changes[row.monitor_id]
+                    rows.append(self._changed(row, change))
+                    if "group" in change:
+                        groups.append((change["group"], row.target_id, change["group"]))
+                run(connection, _SET_GROUP, groups)
+                run(connection, _UPDATE, rows)
+            changed += len(rows)
+        return changed
+
+    def _changed(self, row: Any, change: MonitorChange) -> tuple[Any, ...]:
+        """The values for `_UPDATE`."""
+        old = monitor_of(row)
+        new = MonitorSpec(
+            url=old.target.url,
+            interval_s=change.get("interval_s", old.interval_s),
+            options=change.get("options", old.options),
+            tags=change.get("tags", old.tags),
+            paused=change.get("paused", old.paused),
+            maintenance=change.get("maintenance", old.maintenance),
+        )
+        due_ms = old.next_due_ms
+        if new.interval_s != old.interval_s or (old.paused and not new.paused):
+            due_ms = next_slot(old.target.key, new.interval_s, self._clock())
+        return (*_written(new), due_ms, row.number)
 
     def delete_monitor(self, monitor_id: str, *, owner: str = LOCAL_OWNER) -> None:
         """Delete the monitor; its probes stay.
@@ -97,64 +248,112 @@ class MonitorStore(Records):
         Raises:
             NotFound: the owner has none of this id.
         """
-        mine = sa.and_(monitors.c.monitor_id == monitor_id, monitors.c.owner == owner)
-        with writing(self._engine) as connection:
-            if connection.execute(sa.delete(monitors).where(mine)).rowcount == 0:
-                raise _unknown(monitor_id)
+        if not self.delete_monitors(Selection(ids=(monitor_id,)), owner=owner):
+            raise _unknown(monitor_id)
 
-    def due_monitors(self, limit: int) -> list[tuple[int, Monitor]]:
-        """Up to `limit` monitors of all owners that are due now, with their targets' ids, the longest due first."""
-        due = _MONITORS.where(sa.not_(monitors.c.paused), monitors.c.next_due_ms <= self._clock())
-        with self._engine.connect() as connection:
-            rows = connection.execute(due.order_by(monitors.c.next_due_ms).limit(limit))
-            return [(row.target_id, _monitor_of(row)) for row in rows]
-
-    def take_due_monitors(self, limit: int, *, lease: Lease) -> list[tuple[int, Monitor]]:
-        """:meth:`due_monitors`, with each moved to its next slot first: a slot is handed out once, or skipped.
+    def delete_monitors(self, selection: Selection, *, owner: str = LOCAL_OWNER) -> int:
+        """Delete the selected monitors, some thousand in a transaction; returns how many. Their probes stay.
 
         Raises:
-            LeaseLost: another process is the writer.
+            InvalidRequest: the selection's URL is none.
         """
-        self._heal(lease)
-        due = self.due_monitors(limit)
-        if due:
-            now_ms = self._clock()
-            update = (
-                sa.update(monitors)
-                .where(monitors.c.monitor_id == sa.bindparam("due_id"))
-                .values(next_due_ms=sa.bindparam("next_ms"))
-            )
-            slots = [{"due_id": m.monitor_id, "next_ms": next_slot(m.target.key, m.interval_s, now_ms)} for _, m in due]
+        deleted = 0
+        for some in chunks(self._ids(selection, owner), _CHUNK):
             with writing(self._engine) as connection:
-                lease.fence(connection)
-                connection.execute(update, slots)
-        return due
+                change_monitors_alone(connection)
+                deleted += connection.execute(sa.delete(monitors).where(monitors.c.monitor_id.in_(some))).rowcount
+        return deleted
 
-    def _heal(self, lease: Lease) -> None:
-        """Make due what lies more than an interval ahead: the clock was wrong when that was written.
-
-        It reads all monitors, so it is done at the first look, and whenever the clock has stepped back since the last.
-        """
-        now_ms = self._clock()
-        if now_ms < self._looked_ms:
-            too_far = monitors.c.next_due_ms > now_ms + 1000 * sa.cast(monitors.c.interval_s, sa.BigInteger)
-            with writing(self._engine) as connection:
-                lease.fence(connection)
-                connection.execute(sa.update(monitors).where(too_far).values(next_due_ms=now_ms))
-        self._looked_ms = now_ms
+    def _ids(self, selection: Selection, owner: str) -> Sequence[str]:
+        query = sa.select(monitors.c.monitor_id).join(targets, targets.c.id == monitors.c.target_id)
+        with self._engine.connect() as connection:
+            return connection.scalars(query.where(*_where(selection, owner)).order_by(monitors.c.number)).all()
 
 
-def _unknown(monitor_id: str) -> NotFound:
-    return NotFound(f"there is no monitor {monitor_id[:80]!r}: it was deleted, or never created here")
-
-
-def _monitor_of(row: Any) -> Monitor:
+def monitor_of(row: Any) -> Monitor:
+    """The monitor in a row of `monitors` with `TARGET_COLUMNS`."""
     return Monitor(
         monitor_id=row.monitor_id,
         owner=row.owner,
         target=target_of(row),
         interval_s=row.interval_s,
+        options=_options_of(row.options),
+        tags=tuple(row.tags.split("\n")[1:-1]),
         paused=row.paused,
+        maintenance=_maintenance_of(row.maintenance),
         created_ms=row.created_ms,
         next_due_ms=row.next_due_ms,
+        skipped=row.skipped,
     )
+
+
+def _written(spec: MonitorSpec) -> tuple[int, str, str, bool, str]:
+    """What it is, as stored: interval, options, tags, whether paused, windows."""
+    return (
+        spec.interval_s,
+        _options_text(spec.options),
+        _tags_text(spec.tags),
+        spec.paused,
+        _windows_text(spec.maintenance),
+    )
+
+
+def _options_text(options: ProbeOptions) -> str:
+    if options == DEFAULT_OPTIONS:
+        return "{}"
+    names = (field.name for field in fields(ProbeOptions))
+    values = {name: getattr(options, name) for name in names}
+    return json.dumps({name: value for name, value in values.items() if value != getattr(DEFAULT_OPTIONS, name)})
+
+
+@lru_cache(maxsize=1024)
+def _options_of(text: str) -> ProbeOptions:
+    return DEFAULT_OPTIONS if text == "{}" else ProbeOptions(**json.loads(text))
+
+
+def _tags_text(tags: Sequence[str]) -> str:
+    return "".join(("\n", *(f"{tag}\n" for tag in tags))) if tags else ""
+
+
+def _windows_text(windows: Sequence[Maintenance]) -> str:
+    return json.dumps([asdict(window) for window in windows]) if windows else "[]"
+
+
+@lru_cache(maxsize=1024)
+def _maintenance_of(text: str) -> tuple[Maintenance, ...]:
+    return tuple(Maintenance(**window) for window in json.loads(text))
+
+
+def _target_or_fault(spec: MonitorSpec | InvalidRequest) -> Target | InvalidRequest:
+    if isinstance(spec, InvalidRequest):
+        return spec
+    try:
+        _check_interval(spec.interval_s)
+        return parse_target(spec.url, group=spec.group, name=spec.name)
+    except InvalidRequest as fault:
+        return fault
+
+
+def _check_interval(interval_s: int) -> None:
+    if not MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S:
+        raise InvalidRequest(f"interval_s is {interval_s}; give {MIN_INTERVAL_S} to {MAX_INTERVAL_S} seconds")
+
+
+def _where(selection: Selection, owner: str) -> list[sa.ColumnElement[bool]]:
+    """The conditions that a selection means."""
+    found = [monitors.c.owner == owner]
+    if selection.ids:
+        found.append(monitors.c.monitor_id.in_(selection.ids))
+    if selection.url is not None:
+        found.append(targets.c.owner == owner)  # so that the index over both is used
+        found.append(targets.c.key == parse_target(selection.url, name=selection.name).key)
+    if selection.group is not None:
+        found.append(targets.c.group == selection.group)
+    if selection.tag is not None:
+        # SQLite's LIKE would not tell capitals from small letters.
+        found.append(sa.func.replace(monitors.c.tags, f"\n{selection.tag}\n", "") != monitors.c.tags)
+    return found
+
+
+def _unknown(monitor_id: str) -> NotFound:
+    return NotFound(f"there is no monitor {monitor_id[:80]!r}: it was deleted, or never created here")

@@ -73,7 +73,9 @@ class CrawlRunner:
         try:
             filed = self._file()  # left over from a turn that failed
             self._dispatch()
-            self._unfiled += self._dispatcher.results(timeout_s, at_least=BATCH)
+            # While there is no task, monitors are looked for at once when it is time: their lag is measured.
+            wait_s = timeout_s if self._feeds else min(timeout_s, self._poll_s)
+            self._unfiled += self._dispatcher.results(wait_s, at_least=BATCH)
             self._dispatch()  # before the filing, so that the dispatcher does not run dry meanwhile
             return filed + self._file()
         except LeaseLost as error:
@@ -95,6 +97,9 @@ class CrawlRunner:
             feed = self._feeds.get(probed.request.task_id or "")
             if feed is not None:
                 feed.in_flight.discard(probed.request.target_id)
+            if probed.request.due_ms is not None:
+                first = probed.result.attempts[0] if probed.result.attempts else probed.result
+                self._store.punctuality.began(first.ts_ms - probed.request.due_ms)
         self._unfiled.clear()
         return filed
 
@@ -139,7 +144,14 @@ class CrawlRunner:
         if due:
             self._dispatcher.submit(
                 [
-                    ProbeRequest(target=m.target, target_id=target_id, owner=m.owner, monitor_id=m.monitor_id)
+                    ProbeRequest(
+                        target=m.target,
+                        target_id=target_id,
+                        options=m.options,
+                        owner=m.owner,
+                        monitor_id=m.monitor_id,
+                        due_ms=m.next_due_ms,
+                    )
                     for target_id, m in due
                 ]
             )

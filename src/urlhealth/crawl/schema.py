@@ -166,6 +166,12 @@ monitors: Final = sa.Table(
     sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("next_due_ms", sa.BigInteger, nullable=False),
+    #: JSON: the options that differ from the defaults; the windows.
+    sa.Column("options", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("maintenance", sa.Text, nullable=False, server_default="[]"),
+    #: Each with a line break before and after it.
+    sa.Column("tags", sa.Text, nullable=False, server_default=""),
+    sa.Column("skipped", sa.BigInteger, nullable=False, server_default="0"),
     # One monitor a target.
     sa.UniqueConstraint("owner", "target_id"),
     sqlite_autoincrement=True,
@@ -218,5 +224,51 @@ predictions: Final = sa.Table(
     sa.Column("observed_ms", sa.BigInteger),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("model_version", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+rollups: Final = sa.Table(
+    "rollups",
+    metadata,
+    sa.Column("target_id", _Id, sa.ForeignKey("targets.id"), primary_key=True),
+    #: Length: an hour or a day.
+    sa.Column("span_s", sa.Integer, primary_key=True),
+    sa.Column("start_ms", sa.BigInteger, primary_key=True),
+    #: `sums.ENTRY`: how many verdicts had each outcome, and how many durations lay in each bucket.
+    sa.Column("counts", sa.LargeBinary, nullable=False),
+    #: Sum of the durations, and of their squares (in two parts, which together do not overflow).
+    sa.Column("sum_us", sa.BigInteger, nullable=False),
+    sa.Column("squares_high", sa.BigInteger, nullable=False),
+    sa.Column("squares_low", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+spells: Final = sa.Table(
+    "spells",
+    metadata,
+    sa.Column("target_id", _Id, sa.ForeignKey("targets.id"), primary_key=True),
+    #: The first verdict, and the last one that says the same.
+    sa.Column("start_ms", sa.BigInteger, primary_key=True),
+    sa.Column("last_ms", sa.BigInteger, nullable=False),
+    #: Until when it is known to have lasted: the next spell's start, unless nothing was heard for too long.
+    sa.Column("end_ms", sa.BigInteger, nullable=False),
+    sa.Column("up", sa.Boolean, nullable=False),
+    #: Of the first verdict.
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("phase", sa.Text),
+    sqlite_with_rowid=False,
+)
+# Pages of a target's incidents.
+_down = sa.not_(spells.c.up)
+sa.Index("ix_spells_down", spells.c.target_id, spells.c.start_ms, sqlite_where=_down, postgresql_where=_down)
+
+erasures: Final = sa.Table(
+    "erasures",
+    metadata,
+    _number("number"),
+    #: What is still to be erased from the feature stores: an entity (`url`, `host`, `group`), and up to when.
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("until_ms", sa.BigInteger, nullable=False),
     sqlite_autoincrement=True,
 )

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from urlhealth.crawl.database import writing
 from urlhealth.crawl.history import History
 from urlhealth.crawl.monitors import MonitorStore
+from urlhealth.crawl.reading import Reading
+from urlhealth.crawl.schedule import Schedule
 from urlhealth.crawl.schema import predictions as prediction_log
 from urlhealth.crawl.tasks import TaskStore
 from urlhealth.crawl.work import WorkStore
@@ -18,7 +20,7 @@ from urlhealth.vocabulary import Prediction, Served
 _LOGGED: Final = tuple(f.name for f in fields(Prediction) if f.name in prediction_log.c)
 
 
-class CrawlStore(TaskStore, History, MonitorStore, WorkStore):
+class CrawlStore(TaskStore, History, Reading, MonitorStore, Schedule, WorkStore):
     """Tasks, targets with their history, monitors, the runner's work, and the log of what was predicted.
 
     Usable from any thread, and from any number of processes on one database. Every change is on disk when its method

@@ -162,7 +162,10 @@ class _Batch:
             for row in self._found(sa.select(tasks).with_for_update(), tasks.c.task_id, task_ids)
         }
         monitor_numbers = {
-            row.monitor_id: row.number for row in self._found(sa.select(monitors), monitors.c.monitor_id, monitor_ids)
+            row.monitor_id: row.number
+            for row in self._found(
+                sa.select(monitors.c.monitor_id, monitors.c.number), monitors.c.monitor_id, monitor_ids
+            )
         }
         self._find_waiting(results)
         for probed in results:

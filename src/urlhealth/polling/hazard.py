@@ -1,11 +1,11 @@
 """How often each target's outages begin and how long they last, estimated from probes that do not see everything.
 
 A probe sees an outage only if it is still there. Of the outages that begin at rate λ in the time δ since the last
-probe found the target up, the next probe sees λ·G(δ), with G(δ) = ∫₀^δ S(x) dx and S(x) the share of outages longer than
-x. So each up-time δ is counted as exposure G(δ), not δ: onsets seen, by exposure, estimate λ however often the target was
-probed (the maximum of a thinned Poisson likelihood). S is a mixture of exponentials, whose shares are estimated by
-target in the same way: each kind of outage has its own count and its own exposure, so that short ones, mostly missed,
-are not taken for rare.
+probe found the target up, the next probe sees λ·G(δ), with G(δ) = ∫₀^δ S(x) dx and S(x) the share of outages longer
+than x. So each up-time δ is counted as exposure G(δ), not δ: onsets seen, by exposure, estimate λ however often the
+target was probed (the maximum of a thinned Poisson likelihood). S is a mixture of exponentials, whose shares are
+estimated by target in the same way: each kind of outage has its own count and its own exposure, so that short ones,
+mostly missed, are not taken for rare; and an outage counts for each kind as far as what was seen of it speaks for that.
 
 The rate is a chain of such estimates, each over a shorter memory and each drawn to the one before it, as a gamma
 prior would: (N + a) / (E + a / λ of the longer memory). So a burst shows at once, and fades within hours.
@@ -38,6 +38,8 @@ USUAL_RELAPSE_UP_H: Final = 0.2
 #: A history says nothing beyond this time after a row: its monitor was off.
 KNOWN_FOR_H: Final = 48.0
 
+#: What is known to the instant, as a time that is not zero.
+_INSTANT_H: Final = 1e-3
 _DECAYS: Final = tuple(log(2) / half_life for half_life in HALF_LIVES_H)
 _ENDS: Final = tuple(1 / length for length in LENGTHS_H)
 #: By memory, then by kind: the rate at which an onset is lost, to its end or to fading memory.
@@ -68,6 +70,8 @@ class Hazards:
         self._since_h = array("d")
         #: The expected age of the outage at the last probe, for it may be a later one than the first that was seen.
         self._age_h = array("f")
+        #: How long before the first probe that saw it the outage may have begun.
+        self._before_h = array("f")
 
     def add(self, t_h: float, *, prior_per_h: float = PRIOR_RATE) -> int:
         """A new target, its number; `prior_per_h` are its onsets per hour as far as somebody else can tell."""
@@ -78,6 +82,7 @@ class Hazards:
         self._shares.extend(LENGTH_SHARES)
         for column in (self._relapses, self._failing_h, self._age_h):
             column.append(0.0)
+        self._before_h.append(_INSTANT_H)
         for column in (self._as_of_h, self.seen_h, self._since_h):
             column.append(t_h)
         self._prior.append(prior_per_h)
@@ -100,7 +105,7 @@ class Hazards:
                 self._failing_h[target] += min(length_h, KNOWN_FOR_H)
                 self._age_h[target] += length_h
                 if not down:
-                    self._count_length(target, self._age_h[target])
+                    self._count_length(target, before_h=_INSTANT_H, seen_h=self._age_h[target], after_h=_INSTANT_H)
             self._move(target, at_h, down, age_h=0.0)
         rest_h = until_h - self.seen_h[target]
         if self._state[target] == 0:
@@ -120,6 +125,7 @@ class Hazards:
             if failing:
                 onset = True
                 self._count_onset(target, t_h)
+                self._before_h[target] = max(length_h, _INSTANT_H)
             self._move(target, t_h, failing, age_h=0.5 * min(length_h, LENGTHS_H[1]))
         elif before == 1:
             self._failing_h[target] += min(length_h, USUAL_RELAPSE_UP_H)
@@ -128,7 +134,10 @@ class Hazards:
                 self._age_h[target] = (self._age_h[target] + length_h) * (1 - relapsed) + relapsed * length_h / 2
                 self.seen_h[target] = t_h
             else:
-                self._count_length(target, self._age_h[target] + length_h / 2)
+                seen_h = min(self._age_h[target], self.seen_h[target] - self._since_h[target])
+                self._count_length(
+                    target, before_h=self._before_h[target], seen_h=seen_h, after_h=max(length_h, _INSTANT_H)
+                )
                 self._count_up(target, t_h, length_h / 2, self.length_shares(target))
                 self._move(target, t_h, failing, age_h=0.0)
         else:
@@ -224,9 +233,15 @@ class Hazards:
         if self._onsets[target * _LEVELS] > 1 and t_h - self._since_h[target] < RELAPSE_H:
             self._relapses[target] += 1
 
-    def _count_length(self, target: int, length_h: float) -> None:
-        """An outage that ended: to each kind, the probability that it was one of those."""
-        weights = [share * end * exp(-length_h * end) for share, end in zip(LENGTH_SHARES, _ENDS, strict=True)]
+    def _count_length(self, target: int, *, before_h: float, seen_h: float, after_h: float) -> None:
+        """An outage that ended: to each kind, the probability that it was one of those.
+
+        It was seen for `seen_h`, began at any time in `before_h` before that, and ended at any time in `after_h` after.
+        """
+        weights = [
+            share * length_h * expm1(-before_h * end) * exp(-seen_h * end) * expm1(-after_h * end)
+            for share, length_h, end in zip(self.length_shares(target), LENGTHS_H, _ENDS, strict=True)
+        ]
         total = sum(weights)
         at = target * _KINDS
         for kind in range(_KINDS):

@@ -31,7 +31,7 @@ from operator import mul
 from typing import Final
 
 from urlhealth.errors import ConfigurationError
-from urlhealth.polling.hazard import LENGTHS_H, PRIOR_RATE, Hazards
+from urlhealth.polling.hazard import LENGTH_SHARES, LENGTHS_H, PRIOR_RATE, Hazards
 
 HOUR_MS: Final = 3_600_000
 SECOND_MS: Final = 1_000
@@ -42,7 +42,6 @@ CAUGHT_WORTH_H: Final = 1 / 7
 REPLAN_H: Final = 2.0
 #: How fast the price follows, in logarithm per hour; and how far a full or empty account moves it at once.
 PRICE_GAIN_PER_H: Final = 0.2
-LOG_PRICE_START: Final = -7.5
 LOG_PRICE_RANGE: Final = (-30.0, 10.0)
 #: The account: at most this share of all that was granted so far, and this time's budget.
 ACCOUNT_SHARE: Final = 0.005
@@ -119,7 +118,8 @@ class AdaptivePolicy:
         self._entry_s = array("q")
         self._due_ms = array("q")
         self._now_h = 0.0
-        self._log_price = LOG_PRICE_START
+        #: At first that at which a target about which nothing is known gets just its budget.
+        self._log_price = log(PRIOR_RATE * self._worth_of_budget())
         #: Probes granted and spent so far.
         self.granted = 0.0
         self.spent = 0
@@ -205,6 +205,10 @@ class AdaptivePolicy:
             for other in self._members[number]:
                 if other != target and self._planned[other] and not self.hazards.failing(other):
                     self._replan(other, t_ms)
+
+    def _worth_of_budget(self) -> float:
+        point = min(bisect_left(self._grid_h, 1 / self.budget_per_url_hour), len(self._grid_h) - 1)
+        return float(sum(map(mul, LENGTH_SHARES, self._worth[point])))
 
     def _outages_of(self, number: int, t_h: float) -> float:
         return self._group_outages[number] * exp(-(t_h - self._group_as_of_h[number]) * log(2) / GROUP_HALF_LIFE_H)

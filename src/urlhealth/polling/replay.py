@@ -33,7 +33,7 @@ class Policies(StrEnum):
 
 
 class VerdictRows(Protocol):
-    """n rows of a history, ordered by time: strings (object), ms since 1970 UTC, and 1 where failing, 0 where up."""
+    """n rows of a history, ordered by time: strings (object), ms since 1970 UTC, 0 where failing (as in `Verdicts`)."""
 
     @property
     def target(self) -> npt.NDArray[np.object_]: ...
@@ -123,7 +123,7 @@ def series_of(rows: VerdictRows, *, start_ms: int | None) -> list[Series]:
         first, last = int(ts_ms[0]), int(ts_ms[-1])
         start = (first + last) // 2 if start_ms is None else max(start_ms, first)
         if start < last:
-            failing = rows.health[at] == 1
+            failing = rows.health[at] == 0
             found.append(
                 Series(url=str(url), group=str(rows.group[at[-1]]), ts_ms=ts_ms, failing=failing, start_ms=start)
             )

@@ -1,0 +1,74 @@
+"""What a URL is, and has been. URLs are query parameters: proxies merge the `//` in a path."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query
+
+from serving.dependencies import Cursor, Limit, PlatformDep
+from serving.openapi import problems
+from serving.schemas import Incident, Listing, UrlHistory, UrlState
+from urlhealth.crawl.reading import MAX_POINTS
+from urlhealth.vocabulary import LOCAL_OWNER
+
+router = APIRouter(prefix="/api/v1/url", tags=["urls"])
+
+Url = Annotated[str, Query(description="The URL, percent-encoded.", examples=["https://example.com"])]
+Name = Annotated[
+    str | None, Query(min_length=1, max_length=200, description="Of a monitor with a name: that one's history.")
+]
+Instant = Annotated[datetime | None, Query(examples=["2026-01-01T00:00:00Z"])]
+
+_UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+@router.get("", summary="Say how a URL is", responses=problems(404, 422, 503))
+def get_url(url: Url, platform: PlatformDep, name: Name = None) -> UrlState:
+    """Its state, since when, how much of the time it was up, and the newest verdict with its phases."""
+    known_for_s = platform.settings.known_for_s
+    return UrlState.of(platform.crawl.url_state(url, known_for_s=known_for_s, name=name, owner=LOCAL_OWNER))
+
+
+@router.get("/history", summary="Say how a URL has been", response_model=UrlHistory, responses=problems(404, 422, 503))
+def get_history(
+    url: Url,
+    platform: PlatformDep,
+    start: Annotated[Instant, Query(alias="from", description="One day before `to`, unless given.")] = None,
+    to: Annotated[Instant, Query(description="Now, unless given.")] = None,
+    step: Annotated[
+        str | None,
+        Query(
+            pattern=r"^[1-9]\d{0,4}[smhd]$",
+            description=f"Seconds, minutes, hours or days; at most {MAX_POINTS} steps. Below an hour for a day at most, "
+            "below a day for a year. Unless given, one that fits.",
+            examples=["1h"],
+        ),
+    ] = None,
+    name: Name = None,
+) -> UrlHistory:
+    """Verdicts by outcome and durations in steps, which begin at multiples of their length since 1970 UTC."""
+    history = platform.crawl.url_history(
+        url,
+        from_ms=_ms(start),
+        to_ms=_ms(to),
+        step_ms=None if step is None else int(step[:-1]) * _UNITS_MS[step[-1]],
+        name=name,
+        owner=LOCAL_OWNER,
+    )
+    return UrlHistory.of(history)
+
+
+@router.get("/incidents", summary="List a URL's incidents, newest first", responses=problems(404, 422, 503))
+def list_incidents(
+    url: Url, platform: PlatformDep, name: Name = None, limit: Limit = 100, cursor: Cursor = None
+) -> Listing[Incident]:
+    """From the first failing verdict to the next good one."""
+    page = platform.crawl.url_incidents(url, limit=limit, cursor=cursor, name=name, owner=LOCAL_OWNER)
+    return Listing(items=[Incident.of(incident) for incident in page.items], next_cursor=page.next_cursor)
+
+
+def _ms(instant: datetime | None) -> int | None:
+    """Milliseconds since 1970 UTC; without a zone it is UTC."""
+    if instant is None:
+        return None
+    return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
