@@ -28,6 +28,7 @@ from demo.programs import ROOT, DemoFailed, first_line, port_is_free, program, r
 from demo.sites import Kind, Site, sites
 from urlhealth.errors import UrlHealthError
 from urlhealth.platform import Platform
+from urlhealth.prediction.champion import BUNDLED
 from urlhealth.settings import load_settings
 from urlhealth.vocabulary import ProbeSource
 
@@ -108,13 +109,15 @@ class Demo:
         self.step("4", "crawling the URLs, through POST /api/v1/tasks")
         self.crawl(made)
 
-        self.step("5", "features → Feast → training → MLflow → promotion")
+        self.step("5", "features → Feast, and what the bundled model forecasts, which never saw these URLs")
         self.build_features(platform)
-        run([str(BIN / "urlhealth"), "train"], step="training")
-        self.wait_for(self.predicts, what="predictions with the new model", limit_s=60)
+        self.wait_for(lambda: self.model() is not None, what="predictions with the bundled model", limit_s=60)
+        before = self.show_predictions(made)
 
-        self.step("6", "what may fail in the next 24 hours")
-        risks = self.show_predictions(made)
+        self.step("6", "training → MLflow → promotion, if it is better than the bundled model beyond noise")
+        run([str(BIN / "urlhealth"), "train"], step="training")
+        self.wait_for(lambda: self.model() not in (None, BUNDLED), what="predictions with the champion", limit_s=60)
+        risks = self.show_predictions(made, before)
         problem = misranked(risks, made)
         if problem:
             raise DemoFailed(problem)
@@ -200,12 +203,13 @@ class Demo:
 
             self.wait_for(caught_up, what="the features", limit_s=180)
 
-    def predicts(self) -> bool:
+    def model(self) -> str | None:
+        """The version that predicts now; None if none does yet."""
         reply = self.http.post("/api/v1/predictions", json={"urls": ["https://example.com/"], "horizons": ["24h"]})
-        return reply.is_success
+        return str(reply.json()["items"][0]["model_version"]) if reply.is_success else None
 
-    def show_predictions(self, made: Sequence[Site]) -> dict[str, float]:
-        """Print the forecast for each URL, riskiest first; gives the probabilities by URL."""
+    def show_predictions(self, made: Sequence[Site], before: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Print the forecast for each URL, riskiest first, beside those `before`; gives the probabilities by URL."""
         body = {"urls": [site.url for site in made], "horizons": ["24h"], "explain": True}
         items = self.post("/api/v1/predictions", body)["items"]
         unknown = [item["url"] for item in items if item["probability"] is None]
@@ -215,9 +219,10 @@ class Demo:
         table = Table(
             Column("URL", no_wrap=True),
             "state now",
+            *([Column("bundled model", justify="right")] if before else []),
             Column("fails within 24 h", justify="right"),
             "main reason",
-            caption=f"{items[0]['model']} version {items[0]['model_version']}; it learned from a simulated past",
+            caption=f"{items[0]['model']} version {items[0]['model_version']}; the past was simulated",
         )
         colours = {"up": "green", "down": "red"}
         for item in items:
@@ -225,6 +230,7 @@ class Demo:
             table.add_row(
                 item["url"],
                 f"[{colours.get(item['health'], 'yellow')}]{item['health']}",
+                *([f"{before[item['url']]:.1%}"] if before else []),
                 f"{item['probability']:.1%}",
                 escape(reasons[0]["text"]) if reasons else "",
             )

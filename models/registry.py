@@ -4,11 +4,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from urlhealth.errors import InvalidRequest, NotFound, StoreUnavailable
-from urlhealth.prediction.champion import ChampionWatch, load_version, unavailable
+from urlhealth.prediction.champion import ChampionWatch, champion_version, load_bundled, load_version, unavailable
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import CHAMPION, MODEL_NAME
 
@@ -20,14 +21,16 @@ if TYPE_CHECKING:
 #: Alias of the newest model that did not become champion.
 CHALLENGER: Final = "challenger"
 EXPERIMENT: Final = "url-health"
+#: Tag of a champion: the version that it replaced.
+REPLACED: Final = "replaced"
 
 
 @contextmanager
 def tracking(settings: Settings) -> Iterator["MlflowClient"]:
     """MLflow's client, with its fluent calls going to the platform's tracking store, and without its chatter.
 
-    Creates the store in the home folder on first use. MLflow keeps the address in the process and in its environment;
-    all is afterwards as it was.
+    Creates the store in the home folder on first use, with the bundled model as first champion. MLflow keeps the
+    address in the process and in its environment; all is afterwards as it was.
 
     Raises:
         StoreUnavailable: the store cannot be opened.
@@ -41,7 +44,9 @@ def tracking(settings: Settings) -> Iterator["MlflowClient"]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            yield _opened(settings)
+            client = _opened(settings)
+            _register_bundled(client)
+            yield client
         finally:
             mlflow.set_tracking_uri(before)
             MLFLOW_LOGGING_STREAM.enabled = chatter
@@ -105,9 +110,74 @@ def find(client: "MlflowClient", alias: str) -> str:
         raise NotFound(f"no version of {MODEL_NAME} is called {alias}: see `urlhealth models list`") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One registered version, as `urlhealth models list` shows it."""
+
+    version: str
+    aliases: tuple[str, ...]
+    created_ms: int
+    #: What was said when it was registered: why it was promoted, or why not.
+    description: str
+
+
+def versions(client: "MlflowClient") -> list[Version]:
+    """All versions, newest first."""
+    found = client.search_model_versions(f"name='{MODEL_NAME}'")
+    aliases = client.get_registered_model(MODEL_NAME).aliases if found else {}
+    made = [
+        Version(
+            version=str(each.version),
+            aliases=tuple(alias for alias, version in sorted(aliases.items()) if str(version) == str(each.version)),
+            created_ms=each.creation_timestamp,
+            description=each.description or "",
+        )
+        for each in found
+    ]
+    return sorted(made, key=lambda each: -int(each.version))
+
+
 def promote(client: "MlflowClient", version: str) -> None:
-    """Make a version the champion. It is no challenger any more."""
-    client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
+    """Make a version the champion. It is no challenger any more; which one it replaced is noted for `rollback`.
+
+    Raises:
+        NotFound: there is no such version.
+    """
+    if version not in {each.version for each in versions(client)}:
+        raise NotFound(f"{MODEL_NAME} has no version {version}: see `urlhealth models list`")
     aliases = client.get_registered_model(MODEL_NAME).aliases
-    if aliases.get(CHALLENGER) == version:
+    if CHAMPION in aliases and str(aliases[CHAMPION]) != version:
+        client.set_model_version_tag(MODEL_NAME, version, REPLACED, str(aliases[CHAMPION]))
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
+    if str(aliases.get(CHALLENGER)) == version:
         client.delete_registered_model_alias(MODEL_NAME, CHALLENGER)
+
+
+def rollback(client: "MlflowClient") -> str:
+    """Make the version champion that the present one replaced; returns it. The replaced one is the challenger.
+
+    Raises:
+        NotFound: the present champion replaced none.
+    """
+    present = champion_version(client.tracking_uri)
+    before = None if present is None else present.tags.get(REPLACED)
+    if present is None or before is None:
+        raise NotFound("there is nothing to go back to: the champion replaced no other version")
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, before)
+    client.set_registered_model_alias(MODEL_NAME, CHALLENGER, str(present.version))
+    return str(before)
+
+
+def _register_bundled(client: "MlflowClient") -> None:
+    """Make the bundled model the first version, and champion, of a registry that has none."""
+    if client.search_registered_models(f"name='{MODEL_NAME}'"):
+        return
+    import mlflow
+
+    from models.runs import log_model
+
+    mlflow.set_experiment(EXPERIMENT)
+    with mlflow.start_run(run_name="bundled"):
+        version = log_model(load_bundled(), None, {"origin": "bundled"})
+    client.update_model_version(MODEL_NAME, version, description="ships with urlhealth; see docs/model-card.md")
+    client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)

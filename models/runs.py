@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from models import evaluation
+from models import evaluation, registry
 from models.dataset import Dataset
-from models.registry import EXPERIMENT
 from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
 from urlhealth.settings import ROOT
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
@@ -39,7 +39,7 @@ def log_run(
     import mlflow
 
     tags = {**tags, **code_version(), "data_fingerprint": train.fingerprint()}
-    mlflow.set_experiment(EXPERIMENT)
+    mlflow.set_experiment(registry.EXPERIMENT)
     with mlflow.start_run(tags=dict(tags)):
         mlflow.log_params(dict(params))
         for name, P in predictions.items():
@@ -61,7 +61,7 @@ def log_run(
         lock = ROOT / "requirements.lock"
         if lock.exists():
             mlflow.log_artifact(str(lock))
-        return _log_model(model, test, tags)
+        return log_model(model, test.X[:3], tags)
 
 
 def code_version() -> dict[str, str]:
@@ -76,7 +76,8 @@ def code_version() -> dict[str, str]:
     return {**tags, "code_commit": commit.stdout.strip()}
 
 
-def _log_model(model: HealthForecaster, test: Dataset, tags: Mapping[str, str]) -> str:
+def log_model(model: HealthForecaster, example: npt.NDArray[np.float32] | None, tags: Mapping[str, str]) -> str:
+    """Log a model into the present run and register it; returns its version. `example`: some rows of features."""
     import mlflow
     import pandas as pd
     from mlflow.models import ModelSignature
@@ -94,7 +95,7 @@ def _log_model(model: HealthForecaster, test: Dataset, tags: Mapping[str, str]) 
             inputs=Schema([ColSpec("float", name) for name in columns]),
             outputs=Schema([ColSpec("double", name) for name in PROBABILITIES]),
         ),
-        input_example=pd.DataFrame(test.X[:3], columns=columns),
+        input_example=None if example is None else pd.DataFrame(example, columns=columns),
         # Named here, for else MLflow starts a process to find them out.
         pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "scikit-learn", "skops")],
         tags=dict(tags),

@@ -7,15 +7,17 @@ own, and the next training can compare with it on rows that it never saw.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from models import dataset, registry
+from models import dataset, registry, tables
 from models.dataset import AHEAD_MS, STEP_MS, WARM_UP_MS, Dataset, History
-from models.evaluation import Metrics, evaluate, mean_log_loss
+from models.evaluation import Floats, Metrics, evaluate, loss_difference, mean_log_loss
 from models.labels import HOUR_MS
-from models.recipe import STATE_FEATURE, fitted
+from models.recipe import LEARNT, STATE_FEATURE, fitted
+from models.replay import replay
 from models.runs import log_run
 from urlhealth.errors import ModelMismatch, NotEnoughHistory, StoreUnavailable
 from urlhealth.features.catalog import VECTOR
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from urlhealth.platform import Platform
+    from urlhealth.settings import Settings
 
 #: Features that each baseline learns from beside the state now; one logistic curve for targets up, one for failing.
 BASELINES: Final = {"as it is now": (), "its past failure rate": ("failing_share_ever",)}
@@ -42,6 +45,8 @@ TRAIN_MS = 24 * HOUR_MS
 NEEDED_MS = WARM_UP_MS + TRAIN_MS + AHEAD_MS + TEST_MS + AHEAD_MS
 #: Rows that a comparison with the champion needs.
 COMPARED_ROWS = 100
+#: Groups from which on a bootstrap draws groups; with fewer, it draws days.
+FEWEST_GROUPS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +88,43 @@ def train(
     known_for_s = platform.settings.known_for_s
     history = dataset.read_history(platform.crawl)
     _require_length(history)
-    report(f"history: {len(history.ts_ms):,} verdicts of {len(history.url):,} targets, {_days(_length_ms(history))}")
     rows = dataset.build(platform.features.feast(), history, known_for_s=known_for_s, max_rows=max_rows, rng=rng)
+    return _train(platform.settings, history, rows, seed=seed, promote=promote, report=report)
+
+
+def train_from(
+    settings: "Settings",
+    file: Path,
+    *,
+    seed: int = 0,
+    promote: bool = True,
+    max_rows: int = 1_000_000,
+    report: Callable[[str], Any] = print,
+) -> TrainingReport:
+    """As :func:`train`, from a history in a Parquet file (see `models.tables`) in place of the stored one.
+
+    Raises:
+        InvalidRequest: the file cannot be used.
+    """
+    rng = np.random.default_rng(seed)
+    verdicts = tables.read_history(file)
+    history = History.of(verdicts)
+    _require_length(history)
+    target, t_ms = dataset.instants(history, max_rows=max_rows, rng=rng)
+    rows = dataset.labelled(
+        history,
+        target,
+        t_ms,
+        lambda entities, at_ms: replay(verdicts, entities[:, 0], at_ms, known_for_s=settings.known_for_s).X,
+        known_for_s=settings.known_for_s,
+    )
+    return _train(settings, history, rows, seed=seed, promote=promote, report=report)
+
+
+def _train(
+    settings: "Settings", history: History, rows: Dataset, *, seed: int, promote: bool, report: Callable[[str], Any]
+) -> TrainingReport:
+    report(f"history: {len(history.ts_ms):,} verdicts of {len(history.url):,} targets, {_days(_length_ms(history))}")
     learn, test, test_from_ms = split(rows)
     _require_classes(learn, test)
     report(f"rows: {len(learn):,} to learn from, {len(test):,} newer ones to test on, {rows.X.shape[1]} features each")
@@ -103,32 +143,57 @@ def train(
 
     params = {
         "seed": seed,
-        "max_rows": max_rows,
         "rows_train": len(learn),
         "rows_test": len(test),
         "targets": len(history.url),
         "groups": len(set(history.group)),
         "verdicts": len(history.ts_ms),
         "history_days": round(_length_ms(history) / HOUR_MS / 24, 2),
-        "known_for_s": known_for_s,
+        "known_for_s": settings.known_for_s,
         "step_s": STEP_MS // 1000,
         "features": len(VECTOR),
+        "learnt": len(LEARNT),
         "estimator": type(model).__name__,
         "boosted": model.boosted,
         "ridge": tuple(model.ridge),
     }
-    with registry.tracking(platform.settings) as client:
+    with registry.tracking(settings) as client:
         version = log_run(model, predictions, learn, test, params=params, tags={"test_from_ms": str(test_from_ms)})
-        better, reason = _judge(client, test, model, metrics)
+        better, reason = _judge(client, test, predictions, metrics)
         promoted = promote and better
         if promoted:
             registry.promote(client, version)
         else:
             client.set_registered_model_alias(MODEL_NAME, registry.CHALLENGER, version)
-    if better and not promote:
-        reason = f"would be promoted, but was not to be ({reason})"
+        if better and not promote:
+            reason = f"would be promoted, but was not to be ({reason})"
+        client.update_model_version(MODEL_NAME, version, description=reason)
     report(f"{MODEL_NAME} version {version} {'is the champion' if promoted else 'is a challenger'}: {reason}")
     return TrainingReport(version=version, promoted=promoted, reason=reason, metrics=metrics)
+
+
+def compare(platform: "Platform", pair: tuple[str, str], *, seed: int = 0, max_rows: int = 200_000) -> Iterator[str]:
+    """Two registered models on the newest part of the stored history: lines of text.
+
+    The features must be up to date. A model that has learnt from that part is the better for it; each version's tag
+    `test_from_ms` says where what it has not seen begins.
+    """
+    history = dataset.read_history(platform.crawl)
+    _require_length(history)
+    rows = dataset.build(
+        platform.features.feast(),
+        history,
+        known_for_s=platform.settings.known_for_s,
+        max_rows=max_rows,
+        rng=np.random.default_rng(seed),
+    )
+    _, test, _ = split(rows)
+    found = [registry.resolve(platform.settings, name) for name in pair]
+    predictions = {label: forecaster.predict_proba(test.X) for forecaster, label in found}
+    yield from _table({label: evaluate(P, test.Y, test.failing) for label, P in predictions.items()})
+    if len(predictions) == 2:
+        first, second = predictions
+        yield f"{first} against {second}: {_gain(predictions[first], predictions[second], test)[1]}"
 
 
 def split(rows: Dataset) -> tuple[Dataset, Dataset, int]:
@@ -142,9 +207,15 @@ def split(rows: Dataset) -> tuple[Dataset, Dataset, int]:
 
 
 def _judge(
-    client: "MlflowClient", test: Dataset, model: HealthForecaster, metrics: Mapping[str, Mapping[str, Metrics]]
+    client: "MlflowClient",
+    test: Dataset,
+    predictions: Mapping[str, Floats],
+    metrics: Mapping[str, Mapping[str, Metrics]],
 ) -> tuple[bool, str]:
-    """Whether the model should become champion, and why: by mean log loss over the outputs, on the newest rows."""
+    """Whether the model should become champion, and why: by mean log loss over the outputs, on the newest rows.
+
+    It must be better than the baselines, and better than the champion beyond noise.
+    """
     losses = {name: mean_log_loss(figures) for name, figures in metrics.items()}
     own = losses.pop("model")
     best_baseline = min(losses, key=lambda name: losses[name])
@@ -158,17 +229,24 @@ def _judge(
         present = load_version(client.tracking_uri, str(champion.version))
     except (ModelMismatch, StoreUnavailable) as error:
         return True, f"version {champion.version} cannot be loaded any more ({error}); {against}"
-    unseen = test.take(test.t_ms > int(champion.tags.get("test_from_ms", 0)))
+    unseen = np.flatnonzero(test.t_ms > int(champion.tags.get("test_from_ms", 0)))
     if len(unseen) < COMPARED_ROWS:
         return (
             False,
             f"version {champion.version} has seen the rows to compare on: collect newer ones ({against})",
         )
-    theirs, ours = (
-        mean_log_loss(evaluate(each.predict_proba(unseen.X), unseen.Y, unseen.failing)) for each in (present, model)
-    )
-    verb = "better than" if ours < theirs else "not better than" if ours > theirs else "equal to"
-    return ours < theirs, f"{verb} version {champion.version} (its mean log loss {theirs:.6f}; {against})"
+    rows = test.take(unseen)
+    better, words = _gain(predictions["model"][unseen], present.predict_proba(rows.X), rows)
+    return better, f"against version {champion.version}: {words} ({against})"
+
+
+def _gain(ours: Floats, theirs: Floats, rows: Dataset) -> tuple[bool, str]:
+    """Whether ours are better than theirs beyond noise, and by how much, in words."""
+    cluster = rows.group if len(set(rows.group)) >= FEWEST_GROUPS else rows.t_ms // (24 * HOUR_MS)
+    kind = "group" if cluster is rows.group else "day"
+    gain, low, high = loss_difference(ours, theirs, rows.Y, rows.failing, cluster, np.random.default_rng(0))
+    verdict = "better beyond noise" if low > 0 else "worse beyond noise" if high < 0 else "no difference beyond noise"
+    return low > 0, f"{verdict}: mean log loss lower by {gain:.6f} (5 % to 95 % by {kind}: {low:.6f} to {high:.6f})"
 
 
 def _require_length(history: History) -> None:
@@ -200,7 +278,7 @@ def _table(metrics: Mapping[str, Mapping[str, Metrics]]) -> Iterator[str]:
         cells = [
             f"AP {m.average_precision:.3f} Brier {m.brier:.4f}" for m in (rows[output] for rows in metrics.values())
         ]
-        base_rate = metrics["model"][output].base_rate
+        base_rate = next(iter(metrics.values()))[output].base_rate
         yield f"{output:<16} {base_rate:>9.4f}  " + "  ".join(f"{cell:>22}" for cell in cells)
 
 

@@ -38,7 +38,6 @@ KINDS: Final[Mapping[type[errors.UrlHealthError], Kind]] = {
     errors.InvalidUrls: Kind(422, "invalid-urls", "Some URLs cannot be probed"),
     errors.TooOld: Kind(409, "too-old", "What is known of some URLs is too old"),
     errors.Duplicate: Kind(409, "duplicate", "There is one already"),
-    errors.Duplicate: Kind(409, "duplicate", "There is such a thing already"),
     errors.InvalidCursor: Kind(422, "invalid-cursor", "This list did not give out that cursor"),
     errors.KeyReused: Kind(409, "key-reused", "The idempotency key belongs to another request"),
     errors.NotFound: Kind(404, "not-found", "No such thing"),

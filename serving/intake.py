@@ -155,7 +155,7 @@ def ndjson_task(pieces: Iterable[bytes]) -> tuple[Options, Iterator[str]]:
     first = list(islice(items, 1))
     options = Options()
     if first and isinstance(first[0], dict) and "options" in first[0]:
-        options = _valid(TaskOptions, first.pop()).options
+        options = valid(TaskOptions, first.pop()).options
     return options, (_url(item) for item in chain(first, items))
 
 
@@ -165,12 +165,16 @@ def json_task(body: bytes) -> TaskRequest:
     Raises:
         RequestValidationError: saying what is wrong with it.
     """
+    return valid(TaskRequest, json_value(body))
+
+
+def json_value(body: bytes) -> Any:
+    """What a body of JSON means; raises `RequestValidationError` where it is none."""
     try:
-        value = json.loads(body)
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         fault = {"type": "json_invalid", "loc": ("body",), "msg": "", "ctx": {"error": str(error)}}
         raise RequestValidationError([fault]) from None
-    return _valid(TaskRequest, value)
 
 
 def limited(pieces: Iterable[bytes], most_bytes: int) -> Iterator[bytes]:
@@ -216,7 +220,8 @@ def _url(item: Any) -> Any:
     return item["url"] if isinstance(item, dict) and item.keys() == {"url"} else item
 
 
-def _valid(model: type[Model], value: Any) -> Model:
+def valid(model: type[Model], value: Any) -> Model:
+    """The body that a value means; raises `RequestValidationError` saying what is wrong with it."""
     try:
         return model.model_validate(value)
     except ValidationError as error:

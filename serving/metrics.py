@@ -5,13 +5,15 @@ took the request; what is read from the database is the same in all of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
+from urlhealth.crawl.schedule import LAGS_S, Punctuality
 from urlhealth.errors import UrlHealthError
 from urlhealth.platform import Platform
 from urlhealth.vocabulary import TaskStatus
@@ -67,6 +69,7 @@ class _PlatformCollector(Collector):
             "Predictions that were served and could not be logged.",
             value=platform.prediction_log.dropped,
         )
+        yield from _punctuality(platform.crawl.punctuality)
         try:
             counts, lag = platform.crawl.counts(), platform.pipeline_lag()
         except UrlHealthError:
@@ -81,6 +84,21 @@ class _PlatformCollector(Collector):
             tasks.add_metric([status], counts[f"tasks_{status}"])
         yield tasks
         yield _gauge("urlhealth_pipeline_lag_verdicts", "Stored verdicts that are not in the features yet.", lag)
+
+
+def _punctuality(found: Punctuality) -> Iterator[Metric]:
+    buckets = [*zip(map(str, LAGS_S), accumulate(found.counts), strict=False), ("+Inf", sum(found.counts))]
+    yield HistogramMetricFamily(
+        "urlhealth_monitor_lag_seconds",
+        "Time from when a monitor was due until its probe began, in the process that holds the lease.",
+        buckets=buckets,
+        sum_value=found.sum_s,
+    )
+    yield CounterMetricFamily(
+        "urlhealth_monitor_slots_skipped",
+        "Slots in which a monitor was not probed, because nobody could in time.",
+        value=found.skipped,
+    )
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

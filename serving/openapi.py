@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.errors import MEDIA_TYPE
-from serving.schemas import Problem, TaskRequest
+from serving.schemas import MonitorRequest, Problem, TaskRequest
 
 _PROBLEM: Final = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
@@ -59,7 +59,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         )
         parts = document.setdefault("components", {}).setdefault("schemas", {})
         # Those that FastAPI does not see in a route's signature.
-        for model in (Problem, TaskRequest):
+        for model in (Problem, TaskRequest, MonitorRequest):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             parts |= schema.pop("$defs") | {model.__name__: schema}
         app.openapi_schema = document

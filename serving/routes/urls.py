@@ -39,8 +39,8 @@ def get_history(
         str | None,
         Query(
             pattern=r"^[1-9]\d{0,4}[smhd]$",
-            description=f"Seconds, minutes, hours or days; at most {MAX_POINTS} steps. Below an hour for a day at most, "
-            "below a day for a year. Unless given, one that fits.",
+            description=f"Seconds, minutes, hours or days; {MAX_POINTS} steps at most. Below 1h for a day at most, "
+            "below 1d for a year. Unless given, one that fits.",
             examples=["1h"],
         ),
     ] = None,

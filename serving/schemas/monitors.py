@@ -20,7 +20,8 @@ Group = Annotated[Line, Field(description="Who runs it; by default the registrab
 Tags = Annotated[list[Line], Field(max_length=50, description="Words to select monitors by.", examples=[["prod"]])]
 Paused = Annotated[bool, Field(description="Whether it is not probed for now.")]
 
-_EVERY: Final = {"day": timedelta(days=1), "week": timedelta(weeks=1)}
+_EVERY_MS: Final = {"day": 86_400_000, "week": 604_800_000}
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 class Maintenance(RequestBody):
@@ -36,20 +37,21 @@ class Maintenance(RequestBody):
     def _lasts(self) -> Self:
         if self.start >= self.end:
             raise ValueError("ends before it starts")
-        if self.every is not None and self.end - self.start >= _EVERY[self.every]:
+        if self.every is not None and _ms(self.end) - _ms(self.start) >= _EVERY_MS[self.every]:
             raise ValueError(f"lasts as long as the {self.every} after which it comes again: pause the monitor instead")
         return self
 
     def to_domain(self) -> words.Maintenance:
         """The window as the platform knows it."""
-        every_ms = None if self.every is None else _EVERY[self.every] // timedelta(milliseconds=1)
+        every_ms = None if self.every is None else _EVERY_MS[self.every]
         return words.Maintenance(start_ms=_ms(self.start), end_ms=_ms(self.end), every_ms=every_ms)
 
     @classmethod
     def of(cls, window: words.Maintenance) -> Self:
         """The window as a reply."""
-        every = {_EVERY[name] // timedelta(milliseconds=1): name for name in _EVERY}.get(window.every_ms or 0)
-        return cls.model_construct(start=_time(window.start_ms), end=_time(window.end_ms), every=every)
+        start, end = (_EPOCH + timedelta(milliseconds=ms) for ms in (window.start_ms, window.end_ms))
+        every = next((name for name, every_ms in _EVERY_MS.items() if every_ms == window.every_ms), None)
+        return cls.model_validate({"start": start, "end": end, "every": every})
 
 
 Windows = Annotated[list[Maintenance], Field(max_length=100, description="Times without probes.")]
@@ -65,9 +67,9 @@ class MonitorRequest(RequestBody):
     )
     group: Group | None = None
     options: Options = Field(default_factory=Options)
-    tags: Tags = []
+    tags: Tags = Field(default_factory=list)
     paused: Paused = False
-    maintenance: Windows = []
+    maintenance: Windows = Field(default_factory=list)
 
     def to_domain(self) -> words.MonitorSpec:
         """The monitor as the platform wants it.
@@ -199,14 +201,10 @@ def parse_monitor(given: Any) -> words.MonitorSpec:
     try:
         return MonitorRequest.model_validate(given).to_domain()
     except ValidationError as error:
-        from serving.errors import in_words
+        from serving.errors import in_words  # with FastAPI, which a command only needs to name a fault
 
         raise InvalidRequest(in_words(error.errors(include_input=False, include_url=False))) from None
 
 
 def _ms(instant: datetime) -> int:
-    return (instant - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=ms)
+    return (instant - _EPOCH) // timedelta(milliseconds=1)

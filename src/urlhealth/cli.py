@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from urlhealth import history_cli, monitors_cli
 from urlhealth.errors import ConfigurationError, InvalidRequest, InvalidUrls, UrlHealthError
 from urlhealth.printing import print_json_lines, print_results, print_table, result_json, result_line
 
@@ -29,9 +30,15 @@ app = typer.Typer(
 )
 features_app = typer.Typer(help="Work on the feature stores.", no_args_is_help=True)
 app.add_typer(features_app, name="features")
+app.add_typer(monitors_cli.app, name="monitors")
+app.add_typer(history_cli.app, name="history")
+models_app = typer.Typer(help="Work on the registered models.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
 
 #: Time between two looks for results.
 _POLL_S = 0.1
+#: Characters of the longest bar of an explanation.
+_BAR = 24
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")]
 
@@ -140,16 +147,34 @@ def crawl(
 @app.command()
 def train(
     seed: Annotated[int, typer.Option(help="Seed of everything random in training.")] = 0,
-    promote: Annotated[bool, typer.Option(help="Let the new model serve if it is better.")] = True,
+    promote: Annotated[bool, typer.Option(help="Let the new model serve if it is better beyond noise.")] = True,
+    history: Annotated[
+        Path | None, typer.Option(help="Parquet file to learn from in place of the stored history; as for backtest.")
+    ] = None,
 ) -> None:
     """Train on the stored history, log it to MLflow, register it, and promote it if it is better."""
-    from models.training import train as train_model
+    from models import training
+    from urlhealth.settings import load_settings, quiet_third_parties
 
     console = Console()
+
+    def report(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    if history is not None:
+        quiet_third_parties()
+        training.train_from(load_settings(), history, seed=seed, promote=promote, report=report)
+        return
     with _platform() as platform:
         with console.status("Bringing features up to date"):
             platform.build_features()
-        train_model(platform, seed=seed, promote=promote, report=lambda line: console.print(line, soft_wrap=True))
+        training.train(platform, seed=seed, promote=promote, report=report)
+
+
+@app.command()
+def retrain() -> None:
+    """Train on the newest history, and let the new model serve if it is better than the champion beyond noise."""
+    train(seed=int(time.time()), promote=True, history=None)
 
 
 @app.command()
@@ -182,6 +207,94 @@ def predict(
         ),
     )
     Console().print(f"model {predictions[0].model} version {predictions[0].model_version}", style="dim")
+
+
+@app.command()
+def explain(
+    url: Annotated[str, typer.Argument(help="URL to explain the forecast for.")],
+    horizon: Annotated[str, typer.Option(help="1h, 6h or 24h.")] = "24h",
+) -> None:
+    """Say what moved the forecast for a URL most, with a bar for each reason."""
+    with _platform() as platform:
+        platform.champion.refresh()
+        prediction = platform.predictor.predict([url], horizons=[horizon], explain=True)[0]
+    if prediction.probability is None:
+        raise InvalidRequest(f"nothing is known of {url} yet: probe it first (`urlhealth crawl {url}`)")
+    console = Console(soft_wrap=True)
+    console.print(
+        f"{escape(url)}: {prediction.probability:.1%} may fail within {horizon} (now {prediction.health}; "
+        f"{prediction.model} version {prediction.model_version})"
+    )
+    most = max((abs(reason.contribution) for reason in prediction.reasons), default=1.0)
+    for reason in prediction.reasons:
+        bar = "█" * max(1, round(_BAR * abs(reason.contribution) / most))
+        colour = "red" if reason.contribution > 0 else "green"
+        console.print(f"[{colour}]{bar:<{_BAR}}[/] {reason.contribution:+.2f}  {escape(reason.text)}")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Registered versions, newest first."""
+    from datetime import UTC, datetime
+
+    from models import registry
+    from urlhealth.settings import load_settings, quiet_third_parties
+
+    quiet_third_parties()
+    with registry.tracking(load_settings()) as client:
+        found = registry.versions(client)
+    print_table(
+        ("version", "alias", "registered", "note"),
+        (
+            (
+                each.version,
+                ", ".join(each.aliases),
+                f"{datetime.fromtimestamp(each.created_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC",
+                each.description,
+            )
+            for each in found
+        ),
+    )
+
+
+@models_app.command("compare")
+def models_compare(
+    first: Annotated[str, typer.Argument(help="NAME@ALIAS or NAME/VERSION.")] = "url-health@challenger",
+    second: Annotated[str, typer.Argument(help="What to compare it with.")] = "url-health@champion",
+) -> None:
+    """Two models beside each other on the newest part of the stored history."""
+    from models.training import compare
+
+    console = Console()
+    with _platform() as platform:
+        with console.status("Bringing features up to date"):
+            platform.build_features()
+        for line in compare(platform, (first, second)):
+            console.print(line, soft_wrap=True)
+
+
+@models_app.command("promote")
+def models_promote(version: Annotated[str, typer.Argument(help="Version that shall serve.")]) -> None:
+    """Make a version the champion, whatever the comparison says."""
+    from models import registry
+    from urlhealth.settings import load_settings, quiet_third_parties
+
+    quiet_third_parties()
+    with registry.tracking(load_settings()) as client:
+        registry.promote(client, version)
+    Console().print(f"version {version} is the champion")
+
+
+@models_app.command("rollback")
+def models_rollback() -> None:
+    """Make the version champion that the present one replaced."""
+    from models import registry
+    from urlhealth.settings import load_settings, quiet_third_parties
+
+    quiet_third_parties()
+    with registry.tracking(load_settings()) as client:
+        version = registry.rollback(client)
+    Console().print(f"version {version} is the champion again")
 
 
 @app.command()

@@ -22,7 +22,7 @@ from urlhealth.features.verdicts import Verdicts
 from urlhealth.vocabulary import Clock
 
 #: Verdicts that one step takes at most: bounds its memory and the time until its state is saved.
-BATCH = 20_000
+BATCH = 5_000
 
 
 class Pipeline:

@@ -217,6 +217,12 @@ class Platform:
                 self._stop.wait(self.settings.pipeline_poll_s)
         self.features.apply()
 
+    def roll_up(self) -> None:
+        """Return when every stored verdict is in the roll-ups, unless another process is the writer and does it."""
+        with self.lease.kept() as mine, suppress(LeaseLost):
+            while mine and self.rollups.step(lease=self.lease):
+                pass
+
     def pipeline_lag(self) -> int:
         """How many stored verdicts are not in the features yet."""
         return self.crawl.count_verdicts_after(self.carried.position())
@@ -307,7 +313,7 @@ class Platform:
     def _fold(self) -> None:
         if not self.lease.held:
             return
-        self.features.apply()
+        self.features.apply_apart()
         while not self._stop.is_set() and self.pipeline.step():
             pass
 

@@ -18,6 +18,7 @@ from demo.sample_web import Kind, SampleWeb
 from tests.support import BIN, Api, environment, free_port, platform_process, program, run, wait_until
 from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, STATE_VIEWS, URL_STATE
 from urlhealth.platform import Platform
+from urlhealth.prediction.champion import BUNDLED
 from urlhealth.settings import ROOT, Settings
 from urlhealth.vocabulary import FEATURE_SERVICE, Freshness, ProbeSource, system_clock
 
@@ -118,11 +119,10 @@ def test_4_the_online_store_can_be_deleted_and_materialized_again(
     assert {item["status"] for item in api.features(urls)} == {Freshness.FRESH}
 
 
-def test_5_without_a_model_predictions_say_what_to_do(api: Api, urls: list[str]) -> None:
-    reply = api.http.post("/api/v1/predictions", json={"urls": urls[:1]})
-    assert reply.status_code == 503
-    assert reply.headers["content-type"] == "application/problem+json"
-    assert "urlhealth train" in reply.json()["detail"]
+def test_5_before_any_training_the_bundled_model_predicts(api: Api, urls: list[str]) -> None:
+    items = api.predict(urls[:1])
+    assert [item["model_version"] for item in items] == [BUNDLED]
+    assert 0 < items[0]["probability"] <= 1
 
 
 def test_6_training_registers_a_champion_that_mlflow_shows(home: Path) -> None:
@@ -136,8 +136,8 @@ def test_6_training_registers_a_champion_that_mlflow_shows(home: Path) -> None:
         env=env, ready_url=f"http://127.0.0.1:{port}/health", log=home / "mlflow.log", cwd=home,
     ), httpx.Client(base_url=f"http://127.0.0.1:{port}/api/2.0/mlflow", timeout=30) as mlflow:  # fmt: skip
         model = mlflow.get("/registered-models/get", params={"name": "url-health"}).json()["registered_model"]
-        assert {alias["alias"]: alias["version"] for alias in model["aliases"]}["champion"] == "1"
-        run_id = model["latest_versions"][0]["run_id"]
+        assert {alias["alias"]: alias["version"] for alias in model["aliases"]}["champion"] in ("1", "2")
+        run_id = next(each["run_id"] for each in model["latest_versions"] if each["version"] == "2")
         logged = mlflow.get("/runs/get", params={"run_id": run_id}).json()["run"]["data"]
         assert logged["params"]
         assert all(math.isfinite(metric["value"]) for metric in logged["metrics"])
@@ -145,7 +145,7 @@ def test_6_training_registers_a_champion_that_mlflow_shows(home: Path) -> None:
 
 def test_7_the_running_server_predicts_with_it(api: Api, sample_web: SampleWeb, urls: list[str]) -> None:
     def predicted() -> bool:
-        return api.http.post("/api/v1/predictions", json={"urls": urls[:1]}).status_code == 200
+        return api.predict(urls[:1])[0]["model_version"] != BUNDLED
 
     wait_until(predicted, timeout_s=60, what="the server to load the champion")
     items = api.predict(urls, horizons=["1h", "24h"], explain=True)

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 
 from models import dataset, registry
 from models.runs import log_run
-from models.training import TrainingReport, split, train
-from urlhealth.errors import NotEnoughHistory, StoreUnavailable
+from models.training import TrainingReport, compare, split, train
+from urlhealth.errors import InvalidRequest, NotEnoughHistory, NotFound, StoreUnavailable
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
@@ -90,10 +90,12 @@ def client(platform: Platform) -> MlflowClient:
     return MlflowClient(tracking_uri=platform.settings.resolved_tracking_uri)
 
 
-def test_the_first_model_serves_and_beats_both_baselines(trained: Trained) -> None:
+def test_the_bundled_model_is_the_first_champion_and_a_new_one_beats_both_baselines(trained: Trained) -> None:
     report = trained.first
-    assert (report.version, report.promoted) == ("1", True)
-    assert "there was no champion" in report.reason
+    assert (report.version, report.promoted) == ("2", False)
+    assert "against version 1: no difference beyond noise" in report.reason
+    first = client(trained.platform).get_model_version_by_alias("url-health", "champion")
+    assert (str(first.version), first.tags["origin"]) == ("1", "bundled")
     model = report.metrics["model"]["onset_24h"]
     for baseline in ("as it is now", "its past failure rate"):
         other = report.metrics[baseline]["onset_24h"]
@@ -101,7 +103,7 @@ def test_the_first_model_serves_and_beats_both_baselines(trained: Trained) -> No
         assert model.average_precision > other.average_precision + 0.05
         assert model.log_loss < other.log_loss
     assert any(line.startswith("onset_24h") and "AP" in line for line in trained.lines)
-    assert "version 1 is the champion" in trained.lines[-1]
+    assert "version 2 is a challenger" in trained.lines[-1]
 
 
 def test_flapping_targets_rank_above_steady_ones(trained: Trained) -> None:
@@ -114,8 +116,8 @@ def test_flapping_targets_rank_above_steady_ones(trained: Trained) -> None:
 
 def test_mlflow_has_the_whole_run(trained: Trained) -> None:
     mlflow_client = client(trained.platform)
-    version = mlflow_client.get_model_version_by_alias("url-health", "champion")
-    assert str(version.version) == "1"
+    version = mlflow_client.get_model_version("url-health", trained.first.version)
+    assert version.description == trained.first.reason
     run = mlflow_client.get_run(version.run_id)
     assert run.data.params["rows_train"].isdigit()
     for output in PROBABILITIES:
@@ -139,7 +141,7 @@ def test_the_registered_model_is_signed_and_answers_through_mlflow(
 
     uri = trained.platform.settings.resolved_tracking_uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    model = mlflow.pyfunc.load_model("models:/url-health@champion")
+    model = mlflow.pyfunc.load_model(f"models:/url-health/{trained.first.version}")
     assert tuple(model.metadata.signature.inputs.input_names()) == names(VECTOR)
     assert tuple(model.metadata.signature.outputs.input_names()) == PROBABILITIES
     example = model.input_example if model.input_example is not None else pd.DataFrame()
@@ -182,7 +184,7 @@ def test_a_model_that_is_not_better_stays_a_challenger(trained: Trained, capfd: 
     before = os.environ.get("MLFLOW_TRACKING_URI")
     again = train(trained.platform, report=lambda _: None)
     assert not again.promoted
-    assert "equal to version 1" in again.reason
+    assert "no difference beyond noise" in again.reason
     aliases = client(trained.platform).get_registered_model("url-health").aliases
     assert {alias: str(version) for alias, version in aliases.items()} == {"champion": "1", "challenger": again.version}
     assert capfd.readouterr() == ("", "")
@@ -217,9 +219,32 @@ def test_a_better_model_would_replace_the_champion_but_not_unasked(trained: Trai
     report = train(platform, promote=False, report=lambda _: None)
     assert not report.promoted
     assert "would be promoted" in report.reason
-    assert f"better than version {version}" in report.reason
+    assert f"against version {version}: better beyond noise" in report.reason
     aliases = client(platform).get_registered_model("url-health").aliases
     assert {alias: str(each) for alias, each in aliases.items()} == {"champion": version, "challenger": report.version}
+
+
+def test_a_promotion_by_hand_can_be_taken_back(trained: Trained) -> None:
+    settings = trained.platform.settings
+    with registry.tracking(settings) as mlflow_client:
+        before = registry.find(mlflow_client, "champion")
+        registry.promote(mlflow_client, "2" if before != "2" else "1")
+        assert registry.find(mlflow_client, "champion") != before
+        assert registry.rollback(mlflow_client) == before
+        assert registry.find(mlflow_client, "champion") == before
+        assert before in [each.version for each in registry.versions(mlflow_client) if "champion" in each.aliases]
+        with pytest.raises(NotFound, match="no version 77"):
+            registry.promote(mlflow_client, "77")
+        with pytest.raises(NotFound, match="is called nobody"):
+            registry.find(mlflow_client, "nobody")
+
+
+def test_two_versions_are_compared_on_the_newest_part_of_the_history(trained: Trained) -> None:
+    lines = list(compare(trained.platform, ("url-health/1", "url-health/2")))
+    assert "url-health version 1" in lines[0]
+    assert "difference beyond noise" in lines[-1] or "better beyond noise" in lines[-1]
+    with pytest.raises(InvalidRequest, match="url-health@ALIAS"):
+        list(compare(trained.platform, ("other", "url-health/1")))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from urlhealth.errors import ModelMismatch
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
+from urlhealth.prediction.champion import BUNDLED_FILE, load_bundled
 from urlhealth.prediction.estimators import TRUSTED_TYPES, Forest, HealthForecaster, LogitMean, load_forecaster
 from urlhealth.vocabulary import PROBABILITIES
 
@@ -169,7 +170,7 @@ def test_a_baseline_may_use_few_features_or_none() -> None:
 def test_values_beyond_those_of_training_count_as_the_outermost_seen() -> None:
     rng = np.random.default_rng(0)
     X = rng.uniform(-1, 1, size=(500, 1))
-    part = LogitMean(boosted=False).fit(X, (rng.random(500) < (X[:, 0] + 1) / 2).astype(float))
+    part = LogitMean(ridge=0.003, boosted=False).fit(X, (rng.random(500) < (X[:, 0] + 1) / 2).astype(float))
     np.testing.assert_allclose(part.logits(np.array([[1e9]])), part.logits(np.array([[X.max()]])))
 
 
@@ -233,3 +234,32 @@ def test_what_is_no_forecaster_of_these_features_is_refused(model: HealthForecas
     older = HealthForecaster(state_feature="failing_now").fit(X[:, :-1], Y, feature_names=FEATURES[:-1])
     with pytest.raises(ModelMismatch, match=f"new to it: {FEATURES[-1]}.*urlhealth train"):
         load_forecaster(save(older, tmp_path / "older"))
+
+
+def test_a_curved_feature_counts_as_it_is_and_exponentiated() -> None:
+    rng = np.random.default_rng(4)
+    X = np.log(rng.uniform(0.01, 1, size=(4_000, 2)))
+    y = (rng.random(4_000) < np.exp(X[:, 0]) ** 2).astype(float)
+    plain, curved = (LogitMean(ridge=1.0, curved=curved, boosted=False).fit(X, y) for curved in ((), (0,)))
+    assert roc_auc_score(y, curved.logits(X)) >= roc_auc_score(y, plain.logits(X)) - 1e-3
+    parts = curved.contributions(X)
+    assert parts.shape == X.shape
+    np.testing.assert_allclose(parts.sum(axis=1) + curved.reference, curved.logits(X), rtol=1e-9)
+    assert np.abs(parts[:, 0]).mean() > 5 * np.abs(parts[:, 1]).mean()
+
+
+def test_a_row_of_weight_two_counts_as_two_rows() -> None:
+    X, Y = sample(1_500, seed=21)
+    weight = np.where(np.arange(len(X)) % 3 == 0, 2.0, 1.0)
+    often = np.repeat(np.arange(len(X)), weight.astype(int))
+    options = {"state_feature": "failing_now", "boosted": False, "use": FEATURES[STATE + 1 : STATE + 3]}
+    weighted = HealthForecaster(**options).fit(X, Y, feature_names=FEATURES, weight=weight)
+    repeated = HealthForecaster(**options).fit(X[often], Y[often], feature_names=FEATURES)
+    # Only the scaling, which is by rows, differs.
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), atol=0.02)
+
+
+def test_the_bundled_model_fits_this_version() -> None:
+    forecaster = load_bundled()
+    assert forecaster.feature_names_in_.tolist() == FEATURES
+    assert BUNDLED_FILE.stat().st_size < 1_000_000

@@ -347,36 +347,6 @@ class TestSmallCrawler:
         assert_problem(http.get(f"/tasks/{task_id}"), 404, "not-found")
 
 
-class TestMonitors:
-    def test_create_list_delete(self, http: TestClient) -> None:
-        reply = http.post("/api/v1/monitors", json={"url": "https://M.example", "interval_s": 60, "group": "me"})
-        assert reply.status_code == 201
-        monitor = reply.json()
-        assert monitor["target"] == "https://m.example/"
-        assert (monitor["interval_s"], monitor["group"], monitor["paused"]) == (60, "me", False)
-        assert reply.headers["location"] == f"/api/v1/monitors/{monitor['monitor_id']}"
-        assert http.get("/api/v1/monitors").json() == {"items": [monitor], "next_cursor": None}
-        assert http.get(reply.headers["location"]).json() == monitor
-        assert http.delete(reply.headers["location"]).status_code == 204
-        for again in (http.delete(reply.headers["location"]), http.get(reply.headers["location"])):
-            assert_problem(again, 404, "not-found")
-
-    @pytest.mark.parametrize(
-        "body",
-        [
-            {"url": "https://m.example", "interval_s": 9},
-            {"url": "nonsense", "interval_s": 60},
-            {"url": "https://m.example", "interval_s": 60, "group": ""},
-            {"url": "https://m.example", "interval_s": 60, "group": "a\x00"},
-            {"url": "https://m.example", "interval_s": 60, "group": "\ud800"},
-            {"interval_s": 60},
-        ],
-    )
-    def test_bad_ones(self, http: TestClient, body: dict[str, Any]) -> None:
-        reply = http.post("/api/v1/monitors", content=json.dumps(body), headers=JSON)
-        assert_problem(reply, 422, "invalid-request")
-
-
 class TestPredictions:
     def test_without_a_model(self, http: TestClient) -> None:
         problem = assert_problem(
@@ -637,6 +607,9 @@ class TestDocuments:
             ("POST", "/api/v1/monitors"),
             ("GET", "/api/v1/monitors"),
             ("GET", "/api/v1/monitors/{monitor_id}"),
+            ("PATCH", "/api/v1/monitors"),
+            ("DELETE", "/api/v1/monitors"),
+            ("PATCH", "/api/v1/monitors/{monitor_id}"),
             ("DELETE", "/api/v1/monitors/{monitor_id}"),
             ("POST", "/api/v1/features"),
             ("POST", "/api/v1/predictions"),

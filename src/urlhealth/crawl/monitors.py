@@ -248,7 +248,7 @@ class MonitorStore(Records):
         Raises:
             NotFound: the owner has none of this id.
         """
-        if not self.delete_monitors(Selection(ids=(monitor_id,)), owner=owner):
+        if not self.delete_each([monitor_id], owner=owner):
             raise _unknown(monitor_id)
 
     def delete_monitors(self, selection: Selection, *, owner: str = LOCAL_OWNER) -> int:
@@ -257,11 +257,16 @@ class MonitorStore(Records):
         Raises:
             InvalidRequest: the selection's URL is none.
         """
+        return self.delete_each(self._ids(selection, owner), owner=owner)
+
+    def delete_each(self, ids: Sequence[str], *, owner: str = LOCAL_OWNER) -> int:
+        """Delete monitors by id, some thousand in a transaction; returns how many were there. Their probes stay."""
         deleted = 0
-        for some in chunks(self._ids(selection, owner), _CHUNK):
+        for some in chunks(ids, _CHUNK):
+            mine = sa.and_(monitors.c.owner == owner, monitors.c.monitor_id.in_(some))
             with writing(self._engine) as connection:
                 change_monitors_alone(connection)
-                deleted += connection.execute(sa.delete(monitors).where(monitors.c.monitor_id.in_(some))).rowcount
+                deleted += connection.execute(sa.delete(monitors).where(mine)).rowcount
         return deleted
 
     def _ids(self, selection: Selection, owner: str) -> Sequence[str]:

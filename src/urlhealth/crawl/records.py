@@ -167,7 +167,7 @@ def known_ids(connection: sa.Connection, owner: str, keys: Sequence[str]) -> dic
         mark = "?" if connection.dialect.name == "sqlite" else "%s"
         # By hand: SQLAlchemy would take longer to write the list than the database to read it.
         query = f"SELECT key, id FROM targets WHERE owner = {mark} AND key IN ({', '.join([mark] * len(some))})"
-        found.update(connection.exec_driver_sql(query, (owner, *some)).all())  # type: ignore[arg-type]
+        found.update(connection.exec_driver_sql(query, (owner, *some)).all())
     return found
 
 

@@ -3,10 +3,13 @@
 import copy
 import hashlib
 import importlib.util
+import multiprocessing
 import shutil
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -26,7 +29,7 @@ from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_F
 from urlhealth.feast_stores.rows import PackedRows, Row, string_keys, table_name
 from urlhealth.features.catalog import STATE_VIEWS
 from urlhealth.features.columns import StateRows, States, StateView
-from urlhealth.settings import ROOT, Settings
+from urlhealth.settings import ROOT, Settings, quiet_third_parties
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -174,13 +177,32 @@ class FeatureStores:
         Costs next to nothing if these definitions were applied before. A view whose schema changed loses its
         online rows; they can be filled again with `feast materialize`.
         """
-        stamp = self._settings.feast_home / "applied"
-        registry = self._registry_file
-        if (registry is None or registry.exists()) and stamp.exists() and stamp.read_text() == self._definitions:
+        if self._is_applied():
             return False
         _apply(self.feast())
-        segments.replace_file(stamp, lambda temporary: temporary.write_text(self._definitions))
+        segments.replace_file(self._stamp, lambda temporary: temporary.write_text(self._definitions))
         return True
+
+    def apply_apart(self) -> bool:
+        """The same in a process of its own: importing Feast would take 140 MB of a server, and stall it for seconds."""
+        if self._is_applied():
+            return False
+        with ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        ) as process:
+            return process.submit(_applied, self._settings).result()
+
+    def _is_applied(self) -> bool:
+        registry = self._registry_file
+        return (
+            (registry is None or registry.exists())
+            and self._stamp.exists()
+            and self._stamp.read_text() == self._definitions
+        )
+
+    @property
+    def _stamp(self) -> Path:
+        return self._settings.feast_home / "applied"
 
     @cached_property
     def _yaml(self) -> dict[str, Any]:
@@ -345,6 +367,11 @@ def _newest(keys: npt.NDArray[Any], event_us: npt.NDArray[np.int64]) -> npt.NDAr
     order = np.argsort(event_us, kind="stable")
     last = dict(zip(keys[order].tolist(), order.tolist(), strict=True))
     return np.fromiter(last.values(), np.intp, len(last))
+
+
+def _applied(settings: Settings) -> bool:
+    quiet_third_parties()
+    return FeatureStores(settings).apply()
 
 
 def _apply(store: "FeatureStore") -> None:
