@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float64]
 
 KNOWN_FOR_S = 48 * 3600.0
 FOLDS = 5
-RESAMPLES = 400
+RESAMPLES = 100
 CACHE = ROOT / "var" / "bench"
 #: History known of a URL, in ms, in the test of those hardly known.
 FIRST_DAY_MS = 24 * 3_600_000

@@ -35,8 +35,8 @@ WARM_UP_MS = 24 * HOUR_MS
 AHEAD_MS = max(HORIZONS_H) * HOUR_MS
 #: Shares of the rows that fitting keeps: of those with a change within a week before or a day after, and of the others.
 #: Those with a change within a day before or an onset within the hour are all kept.
-MIDDLING_SHARE = 0.4
-QUIET_SHARE = 0.06
+MIDDLING_SHARE = 0.3
+QUIET_SHARE = 0.04
 #: Verdicts read at once: bounds the memory.
 VERDICTS = 200_000
 

@@ -31,6 +31,22 @@ NOT_LEARNT: Final = (
 LEARNT: Final = tuple(name for name in names(VECTOR) if name not in NOT_LEARNT)
 #: Shares that the logistic regressions see as they are beside their logarithms.
 CURVED: Final = tuple(feature.name for feature in VECTOR if feature.form == "log_share" and feature.name in LEARNT)
+#: Features of which the onsets' logistic regressions see all products of two: age, rates from fast to slow, bursts, the
+#: URL's own hazards, the clock.
+MULTIPLIED: Final = (
+    "log_state_minutes",
+    "log_onset_rate_30m",
+    "log_onset_rate_12h",
+    "log_onset_rate_7d",
+    "log_onset_rate_ever",
+    "log_onset_rate_group",
+    "log_onset_ago_3",
+    "log_onset_ago_8",
+    "log_up_ends_1h",
+    "log_cycle_ends_6h",
+    "log_clock_6h_4d",
+    "log_clock_24h_14d",
+)
 #: Rows up to which all are fitted to.
 ALL_ROWS: Final = 200_000
 
@@ -40,5 +56,7 @@ def fitted(rows: Dataset, *, seed: int = 0) -> HealthForecaster:
     weight = None
     if len(rows) > ALL_ROWS:
         rows, weight = thinned(rows, np.random.default_rng(seed))
-    forecaster = HealthForecaster(state_feature=STATE_FEATURE, use=LEARNT, curved=CURVED, seed=seed)
+    forecaster = HealthForecaster(
+        state_feature=STATE_FEATURE, use=LEARNT, curved=CURVED, multiplied=MULTIPLIED, seed=seed
+    )
     return forecaster.fit(rows.X, rows.Y, feature_names=names(VECTOR), weight=weight)

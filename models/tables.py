@@ -6,10 +6,9 @@ runs the URL. Rows may come in any order; of several of a URL at one instant the
 are UTC, others are converted. Imported only by commands, for it imports Polars.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,15 +17,9 @@ import polars as pl
 
 from urlhealth.errors import InvalidRequest
 from urlhealth.features.verdicts import HEALTH_CODES, Verdicts
+from urlhealth.histories.form import OUTCOMES
 from urlhealth.probing.urls import parse_target, registrable_domain
 from urlhealth.vocabulary import Outcome
-
-#: What each status of a history is taken for.
-OUTCOMES: Final[Mapping[str, Outcome]] = {
-    "up": Outcome.OK,
-    "degraded": Outcome.OK,
-    "down": Outcome.HTTP_ERROR,
-}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -63,7 +63,6 @@ def create_app(platform: Platform | None = None) -> FastAPI:
     app.state.platform = platform
     app.state.metrics = Metrics(lambda: cast(Platform, app.state.platform))
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
-    app.state.overview = pages.Overview()
     app.state.uploads = CapacityLimiter(tasks.MAX_UPLOADS)
     app.add_middleware(LocalOnly)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)

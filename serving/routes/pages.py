@@ -1,16 +1,15 @@
 """Pages for people: URLs by risk, and Swagger UI. Everything that they load comes from this server."""
 
 import math
-import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from starlette.templating import Jinja2Templates
 
 from serving.dependencies import PlatformDep
-from urlhealth.errors import NoModel
+from urlhealth.crawl.current import CurrentPrediction
 from urlhealth.features.wording import duration
 from urlhealth.platform import Platform
 from urlhealth.vocabulary import LOCAL_OWNER, FeatureVector, Freshness, Health
@@ -19,8 +18,6 @@ router = APIRouter(include_in_schema=False)
 
 HORIZON: Final = "24h"
 MAX_ROWS: Final = 200
-#: Time for which the list is shown again as it is: making it scores every target.
-KEPT_S: Final = 5
 
 _templates = Jinja2Templates(Path(__file__).parents[1] / "templates")
 _HEADERS: Final = {
@@ -50,29 +47,10 @@ class Row:
         return "never" if self.age_s is None else f"{duration(self.age_s / 3600)} ago"
 
 
-class Overview:
-    """What the list shows, made by one request at a time and kept for a few seconds. Many threads may use one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made_ms: int | None = None
-        self._context: dict[str, Any] = {}
-
-    def context(self, platform: Platform) -> dict[str, Any]:
-        """The template's variables."""
-        with self._lock:
-            now_ms = platform.clock()
-            if self._made_ms is None or not 0 <= now_ms - self._made_ms < KEPT_S * 1000:
-                self._context = _context(platform)
-                self._made_ms = now_ms
-            return self._context
-
-
 @router.get("/")
 def overview(request: Request, platform: PlatformDep) -> Response:
-    """URLs by risk, riskiest first; without a model, URLs with their state."""
-    context = cast(Overview, request.app.state.overview).context(platform)
-    return _templates.TemplateResponse(request, "overview.html", context, headers=_HEADERS)
+    """URLs by risk, riskiest first; where nothing is predicted yet, URLs with their state."""
+    return _templates.TemplateResponse(request, "overview.html", _context(platform), headers=_HEADERS)
 
 
 @router.get("/docs")
@@ -82,30 +60,26 @@ def docs(request: Request) -> Response:
 
 
 def _context(platform: Platform) -> dict[str, Any]:
-    try:
-        rows, model = _by_risk(platform)
-    except NoModel:
-        rows, model = _without_model(platform), None
-    return {"rows": rows, "model": model, "horizon": HORIZON, "total": platform.crawl.counts()["targets"]}
+    riskiest = platform.current.riskiest(horizon=HORIZON, limit=MAX_ROWS, owner=LOCAL_OWNER).items
+    return {
+        "rows": [_row(item) for item in riskiest] or _without_model(platform),
+        "model": f"{riskiest[0].prediction.model} version {riskiest[0].prediction.model_version}" if riskiest else None,
+        "horizon": HORIZON,
+        "total": platform.crawl.counts()["targets"],
+    }
 
 
-def _by_risk(platform: Platform) -> tuple[list[Row], str]:
-    champion = platform.predictor.champion()
-    predictions = platform.predictor.ranked(horizon=HORIZON, limit=MAX_ROWS, explain=True)
-    simulated = platform.crawl.simulated_targets([p.target for p in predictions], owner=LOCAL_OWNER)
-    rows = [
-        Row(
-            target=p.target,
-            health=p.health,
-            freshness=p.status,
-            age_s=p.age_s,
-            probability=p.probability,
-            reason=p.reasons[0].text if p.reasons else "",
-            simulated=p.target in simulated,
-        )
-        for p in predictions
-    ]
-    return rows, f"{champion.name} version {champion.version}"
+def _row(item: CurrentPrediction) -> Row:
+    prediction = item.prediction
+    return Row(
+        target=prediction.target,
+        health=prediction.health,
+        freshness=prediction.status,
+        age_s=prediction.age_s,
+        probability=prediction.probability,
+        reason=prediction.reasons[0].text if prediction.reasons else "",
+        simulated=item.simulated,
+    )
 
 
 def _without_model(platform: Platform) -> list[Row]:

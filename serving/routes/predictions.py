@@ -1,11 +1,14 @@
-"""Forecasts by URL."""
+"""Forecasts by URL, and of everything by risk."""
 
-from fastapi import APIRouter
+from typing import Annotated, Literal
 
-from serving.dependencies import PlatformDep, RequestId
+from fastapi import APIRouter, Query
+
+from serving.dependencies import Cursor, Limit, PlatformDep, RequestId
 from serving.freshness import judged
 from serving.openapi import problems
-from serving.schemas import Predictions, PredictionsItem, PredictionsRequest
+from serving.schemas import CurrentItem, Listing, Predictions, PredictionsItem, PredictionsRequest
+from serving.schemas.common import Horizon
 from urlhealth.vocabulary import LOCAL_OWNER
 
 router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
@@ -18,3 +21,20 @@ def predict(body: PredictionsRequest, platform: PlatformDep, request_id: Request
     predictions = judged(predictions, max_age_s=body.max_age_s, on_stale=body.on_stale)
     platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
     return Predictions(request_id=request_id, items=[PredictionsItem.of(prediction) for prediction in predictions])
+
+
+@router.get("", summary="List targets by risk", responses=problems(422, 503))
+def by_risk(
+    platform: PlatformDep,
+    order: Annotated[Literal["risk"], Query(description="Riskiest first.")] = "risk",  # noqa: ARG001 (only one so far)
+    horizon: Horizon = "24h",
+    group: Annotated[str | None, Query(max_length=300, description="Those of this group only.")] = None,
+    tag: Annotated[str | None, Query(max_length=100, description="Those whose monitor has this tag only.")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Listing[CurrentItem]:
+    """What is kept of every target that was ever probed: made anew after each probe, and every few minutes."""
+    page = platform.current.riskiest(
+        horizon=horizon, limit=limit, cursor=cursor, group=group, tag=tag, owner=LOCAL_OWNER
+    )
+    return Listing(items=[CurrentItem.of_current(item) for item in page.items], next_cursor=page.next_cursor)

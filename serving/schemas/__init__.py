@@ -14,6 +14,7 @@ from serving.schemas.monitors import (
 from serving.schemas.operations import Check, Live, Ready
 from serving.schemas.options import Options
 from serving.schemas.predictions import (
+    CurrentItem,
     Features,
     FeaturesItem,
     FeaturesRequest,
@@ -29,6 +30,7 @@ __all__ = [
     "MAX_URLS",
     "Changed",
     "Check",
+    "CurrentItem",
     "Features",
     "FeaturesItem",
     "FeaturesRequest",

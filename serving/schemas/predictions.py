@@ -5,8 +5,9 @@ from typing import Self
 from pydantic import BaseModel, Field, field_validator
 
 from serving.freshness import OnStale
-from serving.schemas.common import FewUrls, Horizon, RequestBody, Target, Time, Url, rfc3339_or_none
+from serving.schemas.common import FewUrls, Horizon, RequestBody, Target, Time, Url, rfc3339, rfc3339_or_none
 from urlhealth import vocabulary as words
+from urlhealth.crawl.current import CurrentPrediction
 from urlhealth.vocabulary import Freshness, Health
 
 
@@ -130,3 +131,15 @@ class Predictions(BaseModel):
 
     request_id: str = Field(description="Under which the predictions are logged; also the header X-Request-ID.")
     items: list[PredictionsItem]
+
+
+class CurrentItem(PredictionsItem):
+    """The forecast that is kept of one target, with its reasons."""
+
+    scored_at: Time = Field(description="When the forecast was made; `status` and `health` are of then.")
+
+    @classmethod
+    def of_current(cls, current: CurrentPrediction) -> Self:
+        """The forecast as a reply."""
+        item = PredictionsItem.of(current.prediction)
+        return cls(**dict(item), scored_at=rfc3339(current.scored_ms))

@@ -4,13 +4,14 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import sqlalchemy as sa
 
@@ -28,10 +29,12 @@ from urlhealth.vocabulary import MODEL_NAME, Clock, Prediction, Served, system_c
 
 if TYPE_CHECKING:
     from urlhealth.crawl.carried import CarriedStore
+    from urlhealth.crawl.current import CurrentPredictions
     from urlhealth.crawl.rollups import Rollups
     from urlhealth.feast_stores.stores import FeatureStores
     from urlhealth.pipeline import Pipeline
     from urlhealth.prediction.champion import ChampionWatch
+    from urlhealth.prediction.current import Rescorer
     from urlhealth.prediction.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -40,6 +43,8 @@ log = logging.getLogger(__name__)
 _TURN_S = 0.1
 #: Time between two looks for probes that are not in the roll-ups: what a URL's state shows does not wait for them.
 _ROLL_UP_S = 2.0
+#: Pause after a batch of forecasts, as a share of the time that it took: requests and probes come first.
+_RESCORE_PAUSE: Final = 0.5
 #: Time after which a loop that failed tries again.
 _RETRY_S = 1.0
 
@@ -138,6 +143,27 @@ class Platform:
         )
 
     @cached_property
+    def current(self) -> "CurrentPredictions":
+        from urlhealth.crawl.current import CurrentPredictions
+
+        assert self._database is not None
+        return CurrentPredictions(self._database, clock=self.clock)
+
+    @cached_property
+    def rescorer(self) -> "Rescorer":
+        from urlhealth.prediction.current import Rescorer
+
+        return Rescorer(
+            current=self.current,
+            predictor=self.predictor,
+            champion=self.champion,
+            position=self.carried.position,
+            lease=self.lease,
+            clock=self.clock,
+            rescore_s=self.settings.rescore_s,
+        )
+
+    @cached_property
     def pipeline(self) -> "Pipeline":
         from urlhealth.pipeline import Pipeline
 
@@ -163,7 +189,7 @@ class Platform:
 
         Args:
             features: run the pipeline. Without it, whoever runs it next finds what was probed.
-            predict: watch the champion, and log what is predicted.
+            predict: watch the champion, and log what is predicted; with `features`, keep all forecasts up to date too.
         """
         settings = self.settings
         crawler = self._crawler = Crawler(self.crawl, self.lease, self._make_engine)
@@ -176,6 +202,8 @@ class Platform:
         if predict:
             self._loop("champion", self._follow_champion, settings.champion_poll_s)
             self._loop("prediction-log", self.prediction_log.write, _TURN_S)
+        if features and predict:
+            self._loop("current", self._rescore, settings.pipeline_poll_s)
 
     def close(self) -> None:
         """Stop the background work, give the lease back, close the stores. May be called twice."""
@@ -320,6 +348,13 @@ class Platform:
     def _roll_up(self) -> None:
         while self.lease.held and not self._stop.is_set() and self.rollups.step(lease=self.lease):
             pass
+
+    def _rescore(self) -> None:
+        while self.lease.held and not self._stop.is_set():
+            started_s = time.perf_counter()
+            if not self.rescorer.step():
+                return
+            self._stop.wait(_RESCORE_PAUSE * (time.perf_counter() - started_s))
 
     def _loop(self, name: str, turn: Callable[[], object], pause_s: float) -> None:
         """Call `turn` again and again in a thread of its own; a failure is logged and tried again."""

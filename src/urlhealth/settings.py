@@ -72,6 +72,9 @@ class Settings(BaseSettings):
         172_800.0, description="Time for which a state is held for known after the observation that showed it.", gt=0
     )
     champion_poll_s: float = Field(5.0, description="Time between two looks for a newly promoted model.", gt=0)
+    rescore_s: float = Field(
+        300.0, description="Time between two rounds in which the forecasts of all targets are made anew.", gt=0
+    )
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),

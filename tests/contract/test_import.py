@@ -275,17 +275,20 @@ def test_a_set_of_upptime_repositories(store: CrawlStore, clock: HandClock, clon
 
 
 KUMA = """
-CREATE TABLE [monitor] (id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, name VARCHAR(150), active BOOLEAN NOT NULL
-    DEFAULT 1, user_id INTEGER, interval INTEGER NOT NULL DEFAULT 20, url TEXT, type VARCHAR(20), weight INTEGER DEFAULT 2000,
-    hostname VARCHAR(255), port INTEGER, created_date DATETIME NOT NULL DEFAULT (DATETIME('now')), keyword
-    VARCHAR(255), maxretries INTEGER NOT NULL DEFAULT 0, ignore_tls BOOLEAN NOT NULL DEFAULT 0,
-    method TEXT NOT NULL DEFAULT 'GET');
-CREATE TABLE [heartbeat] (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, important BOOLEAN NOT NULL DEFAULT 0,
-    monitor_id INTEGER NOT NULL REFERENCES [monitor] (id) ON DELETE CASCADE ON UPDATE CASCADE,
-    status SMALLINT NOT NULL, msg TEXT, time DATETIME NOT NULL, ping INTEGER, duration INTEGER NOT NULL DEFAULT 0,
-    down_count INTEGER NOT NULL DEFAULT 0);
-INSERT INTO monitor (id, name, url, type) VALUES (1, 'a', 'https://a.example', 'http'),
-    (2, 'word', 'https://a.example', 'keyword'), (3, 'ping', 'https://', 'ping'), (4, 'b', 'https://b.example', 'http');
+CREATE TABLE [monitor] (
+    id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, name VARCHAR(150), active BOOLEAN NOT NULL DEFAULT 1, user_id INTEGER,
+    interval INTEGER NOT NULL DEFAULT 20, url TEXT, type VARCHAR(20), weight INTEGER DEFAULT 2000, hostname VARCHAR(255),
+    port INTEGER, created_date DATETIME NOT NULL DEFAULT (DATETIME('now')), keyword VARCHAR(255),
+    maxretries INTEGER NOT NULL DEFAULT 0, ignore_tls BOOLEAN NOT NULL DEFAULT 0, method TEXT NOT NULL DEFAULT 'GET'
+);
+CREATE TABLE [heartbeat] (
+    id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, important BOOLEAN NOT NULL DEFAULT 0, monitor_id INTEGER NOT NULL
+    REFERENCES [monitor] (id) ON DELETE CASCADE ON UPDATE CASCADE, status SMALLINT NOT NULL, msg TEXT,
+    time DATETIME NOT NULL, ping INTEGER, duration INTEGER NOT NULL DEFAULT 0, down_count INTEGER NOT NULL DEFAULT 0
+);
+INSERT INTO monitor (id, name, url, type) VALUES
+    (1, 'a', 'https://a.example', 'http'), (2, 'word', 'https://a.example', 'keyword'), (3, 'ping', 'https://', 'ping'),
+    (4, 'b', 'https://b.example', 'http');
 """
 BEATS = [
     (1, 1, "200 - OK", 31, "ok", 200),

@@ -9,8 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from models.backtest import forecast
+from models.registry import resolve
 from models.replay import replay
 from models.tables import read_history
+from models.training import train_from
 from urlhealth.cli import app
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
@@ -129,6 +131,19 @@ def test_the_report_says_how_good_the_model_is(tmp_path: Path, monkeypatch: pyte
     assert "onset_24h" in page
     assert "flips in 24 h" in page
     assert {file.name for file in (tmp_path / "report").glob("*.png")} >= {"reliability.png", "roc.png"}
+
+
+def test_a_model_learns_from_such_a_file_and_is_judged_by_name(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", mlflow_tracking_uri="")
+    report = train_from(settings, history(tmp_path / "h.parquet"), promote=False, report=lambda _: None)
+    assert (report.version, report.promoted) == ("2", False)
+    forecaster, label = resolve(settings, "url-health@challenger")
+    assert label == "url-health version 2"
+    source, at = tmp_path / "h.parquet", instants(tmp_path / "at", [300.0])
+    for model, out in ((forecaster, tmp_path / "new"), (resolve(settings, None)[0], tmp_path / "bundled")):
+        forecast(model, source, at, out, known_for_s=KNOWN_FOR_S)
+    new, bundled = (pl.read_parquet(tmp_path / name)["p_onset"].to_list() for name in ("new", "bundled"))
+    assert new != bundled
 
 
 def test_what_to_make_must_be_said(tmp_path: Path) -> None:

@@ -248,6 +248,18 @@ def test_a_curved_feature_counts_as_it_is_and_exponentiated() -> None:
     assert np.abs(parts[:, 0]).mean() > 5 * np.abs(parts[:, 1]).mean()
 
 
+def test_products_tell_what_features_do_together_and_are_shared_between_them() -> None:
+    rng = np.random.default_rng(6)
+    X = rng.normal(size=(6_000, 3))
+    y = (rng.random(6_000) < 1 / (1 + np.exp(-2 * X[:, 0] * X[:, 1]))).astype(float)
+    plain, both = (LogitMean(ridge=1.0, multiplied=some, boosted=False).fit(X, y) for some in ((), (0, 1)))
+    assert roc_auc_score(y, plain.logits(X)) < 0.6 < 0.75 < roc_auc_score(y, both.logits(X))
+    parts = both.contributions(X)
+    np.testing.assert_allclose(parts.sum(axis=1) + both.reference, both.logits(X), rtol=1e-9, atol=1e-12)
+    assert np.corrcoef(parts[:, 0], parts[:, 1])[0, 1] > 0.9
+    assert np.abs(parts[:, 2]).mean() < 0.1
+
+
 def test_a_row_of_weight_two_counts_as_two_rows() -> None:
     X, Y = sample(1_500, seed=21)
     weight = np.where(np.arange(len(X)) % 3 == 0, 2.0, 1.0)

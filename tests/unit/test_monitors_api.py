@@ -2,18 +2,20 @@
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from serving.app import create_app
-from serving.schemas import Problem
+from serving.schemas import MonitorRequest, Problem, parse_monitor
 from urlhealth.platform import Platform
-from urlhealth.settings import Settings
+from urlhealth.settings import ROOT, Settings
 
 MONITORS = "/api/v1/monitors"
 NOW_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
@@ -226,3 +228,16 @@ def test_lag_and_skipped_slots_are_metrics(http: TestClient, platform: Platform,
     assert lag["urlhealth_monitor_lag_seconds_sum"] == pytest.approx(90.261)
     (skipped,) = families["urlhealth_monitor_slots_skipped"].samples
     assert skipped.value in (59, 60)
+
+
+def test_the_page_on_monitors_keeps_up(http: TestClient) -> None:
+    page = (ROOT / "docs" / "monitors.md").read_text()
+    named = set(re.findall(r"^\| `([A-Z]+) (/[^`]*)` \|", page, re.MULTILINE))
+    paths = http.get("/openapi.json").json()["paths"]
+    assert named == {(m.upper(), path) for path in paths if path.startswith(MONITORS) for m in paths[path]}
+    fields = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert fields == list(MonitorRequest.model_fields)
+    (body,) = re.findall(r"-d '(\{.*?\})'", page, re.DOTALL)
+    (file,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert parse_monitor(json.loads(body)).name == "login"
+    assert [parse_monitor(item).interval_s for item in yaml.safe_load(file)["monitors"]] == [300, 60]

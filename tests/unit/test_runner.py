@@ -197,6 +197,42 @@ def test_due_monitors_come_before_tasks(store: CrawlStore, lease: Lease, clock: 
     assert [request.monitor_id for request in dispatcher.submitted[2:]] == [None, None]
 
 
+def test_a_monitor_is_probed_in_its_way_and_its_lag_is_counted(
+    runner: CrawlRunner, store: CrawlStore, lease: Lease, dispatcher: HandDispatcher, clock: HandClock
+) -> None:
+    options = ProbeOptions(timeout_s=3)
+    monitor = store.create_monitor("https://m.example.com/", interval_s=60, name="login", options=options)
+    clock.now_ms = monitor.next_due_ms + 7
+    assert lease.acquire()
+    runner.step(0)
+    (request,) = dispatcher.submitted
+    assert (request.target.key, request.options) == ("https://m.example.com/#login", options)
+    assert (request.owner, request.due_ms) == (monitor.owner, monitor.next_due_ms)
+    clock.now_ms += 23
+    dispatcher.finish()
+    assert store.punctuality.sum_s == 0
+    assert runner.step(0) == 1
+    assert (sum(store.punctuality.counts), store.punctuality.sum_s) == (1, 0.030)
+    assert store.verdicts_after(0, limit=10).target.tolist() == [monitor.target.key]
+
+
+@pytest.mark.parametrize(("tasks", "wait_s"), [(0, 0.05), (1, 0.1)])
+def test_without_a_task_a_turn_ends_when_monitors_are_looked_for(
+    store: CrawlStore,
+    lease: Lease,
+    dispatcher: HandDispatcher,
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: int,
+    wait_s: float,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(dispatcher, "results", lambda timeout_s, **_: waits.append(timeout_s) or [])
+    for _ in range(tasks):
+        store.create_task(urls("a", 1))
+    CrawlRunner(store, lease, dispatcher, poll_s=0.05).step(0.1)
+    assert waits == [wait_s]
+
+
 @pytest.mark.parametrize("end", [CrawlStore.delete_task, CrawlStore.cancel_task])
 def test_what_a_deleted_or_cancelled_task_waits_for_is_not_probed(
     store: CrawlStore, lease: Lease, clock: HandClock, end: Callable[[CrawlStore, str], object]

@@ -612,6 +612,10 @@ class TestDocuments:
             ("PATCH", "/api/v1/monitors/{monitor_id}"),
             ("DELETE", "/api/v1/monitors/{monitor_id}"),
             ("POST", "/api/v1/features"),
+            ("GET", "/api/v1/predictions"),
+            ("GET", "/api/v1/url"),
+            ("GET", "/api/v1/url/history"),
+            ("GET", "/api/v1/url/incidents"),
             ("POST", "/api/v1/predictions"),
             ("GET", "/health/live"),
             ("GET", "/health/ready"),
@@ -682,7 +686,7 @@ class TestOverview:
             own.lease.acquire()
             assert own.pipeline.step() == 2
             page = TestClient(create_app(own)).get("/").text
-            assert "urlhealth train" in page
+            assert "Nothing is predicted yet" in page
             assert page.count("3 minutes ago") == 2
             assert page.count("simulated history") == 1
             assert page.index("b.example") < page.index("simulated history")
@@ -691,25 +695,10 @@ class TestOverview:
             assert "<script>" not in page
             assert "a.example/&#39;" in page
             own.champion.current = champion
+            assert own.rescorer.step() == 2
             page = TestClient(create_app(own)).get("/").text
             assert "url-health version 7" in page
-            assert "urlhealth train" not in page
+            assert "Nothing is predicted yet" not in page
             assert page.index("b.example") < page.index("a.example")  # What fails now is certain to be seen failing.
             assert "100.0 %" in page
             assert "//" not in re.sub(r"https://[ab]\.example", "", page)
-
-    def test_the_list_of_urls_is_made_once_in_a_few_seconds(
-        self, platform: Platform, champion: Champion, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        scored: list[int] = []
-        predict_proba = champion.forecaster.predict_proba
-        monkeypatch.setattr(champion.forecaster, "predict_proba", lambda X: scored.append(len(X)) or predict_proba(X))
-        http = TestClient(create_app(platform))
-        http.post(TASKS, json={"urls": ["https://a.example"]})
-        pages = [http.get("/").text for _ in range(2)]
-        assert pages[0] == pages[1]
-        scored_once = len(scored)
-        assert scored_once
-        monkeypatch.setattr(platform, "clock", lambda: NOW_MS + 60_000)
-        http.get("/")
-        assert len(scored) == 2 * scored_once

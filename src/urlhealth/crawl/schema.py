@@ -272,3 +272,32 @@ erasures: Final = sa.Table(
     sa.Column("until_ms", sa.BigInteger, nullable=False),
     sqlite_autoincrement=True,
 )
+
+current_predictions: Final = sa.Table(
+    "current_predictions",
+    metadata,
+    sa.Column("target_id", _Id, sa.ForeignKey("targets.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("horizon", sa.Text, primary_key=True),
+    _owner(),
+    sa.Column("group", sa.Text, nullable=False),
+    sa.Column("probability", sa.Double, nullable=False),
+    sa.Column("probability_at_end", sa.Double, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("health", sa.Text, nullable=False),
+    sa.Column("observed_ms", sa.BigInteger, nullable=False),
+    #: JSON: lists of feature, value, contribution.
+    sa.Column("reasons", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("scored_ms", sa.BigInteger, nullable=False),
+)
+# Pages of all targets, and of a group's, by risk.
+_by_risk = current_predictions.c.probability, current_predictions.c.target_id
+sa.Index("ix_current_predictions_risk", current_predictions.c.owner, current_predictions.c.horizon, *_by_risk)
+sa.Index(
+    "ix_current_predictions_group",
+    current_predictions.c.owner,
+    current_predictions.c.horizon,
+    current_predictions.c.group,
+    *_by_risk,
+)

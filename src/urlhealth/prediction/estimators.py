@@ -32,6 +32,11 @@ TRUSTED_TYPES: Final = (
 #: new, so it is far less than for independent ones, and the less the longer the horizon. See docs/model-card.md.
 RIDGE: Final = (0.003, 0.0003, 0.0003)
 
+#: Weight of the logistic regression beside the trees.
+LINEAR_SHARE: Final = 0.65
+
+#: Standard deviations from the mean beyond which a feature counts no more in products.
+_FAR: Final = 3.0
 #: Probabilities are kept this far from 0 and 1 where their log-odds are needed.
 _TINY = 1e-6
 #: Rows up to which trees are fitted by one thread.
@@ -135,21 +140,31 @@ class Forest:
 
 
 class LogitMean(BaseEstimator):
-    """One probability: mean of the log-odds of a standardised logistic regression and of boosted trees.
+    """One probability: weighted mean of the log-odds of a logistic regression and of boosted trees.
 
     The logistic regression takes values beyond those of training for the outermost seen, and missing ones for the mean.
-    Some features it sees twice: as they are, which for a share is its logarithm, and exponentiated. Without both
-    classes in training it is a constant; with few rows of either there are no trees.
+    Some features it sees exponentiated as well (of a logarithm, what it is of), and some multiplied with each other.
+    Without both classes in training it is a constant; with few rows of either there are no trees.
     """
 
-    def __init__(self, *, ridge: float, curved: Sequence[int] = (), boosted: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        ridge: float,
+        curved: Sequence[int] = (),
+        multiplied: Sequence[int] = (),
+        boosted: bool = True,
+        seed: int = 0,
+    ) -> None:
         """
         Args:
             ridge: `C` of the logistic regression, for weights of mean 1.
             curved: columns that the logistic regression sees exponentiated as well.
+            multiplied: columns of which it sees all products of two, and the squares.
         """
         self.ridge = ridge
         self.curved = curved
+        self.multiplied = multiplied
         self.boosted = boosted
         self.seed = seed
 
@@ -161,9 +176,12 @@ class LogitMean(BaseEstimator):
         weight = np.ones(len(y)) if weight is None else weight
         k = X.shape[1]
         self.curved_ = np.asarray(self.curved, dtype=np.int64)
-        wide = k + len(self.curved_)
-        self.mean_, self.scale_ = np.zeros(wide), np.ones(wide)
-        self.low_, self.high_, self.coef_ = np.zeros(k), np.zeros(k), np.zeros(wide)
+        first, second = np.triu_indices(len(self.multiplied))
+        multiplied = np.asarray(self.multiplied, dtype=np.int64)
+        self.first_, self.second_ = multiplied[first], multiplied[second]
+        wide = k + len(self.curved_) + len(first)
+        self.low_, self.high_, self.center_, self.spread_ = np.zeros(k), np.zeros(k), np.zeros(k), np.ones(k)
+        self.mean_, self.scale_, self.coef_ = np.zeros(wide), np.ones(wide), np.zeros(wide)
         self.forest_: Forest | None = None
         rate = (float(weight @ y) + 0.5) / (float(weight.sum()) + 1)
         self.intercept_ = float(np.log(rate / (1 - rate)))
@@ -180,10 +198,10 @@ class LogitMean(BaseEstimator):
 
         seen = ~np.isnan(X).all(axis=0)
         self.low_[seen], self.high_[seen] = np.nanmin(X[:, seen], axis=0), np.nanmax(X[:, seen], axis=0)
+        self.center_[seen], self.spread_[seen] = _center_and_spread(X[:, seen])
         wide = self._widened(X)
         seen = ~np.isnan(wide).all(axis=0)
-        self.mean_[seen], scale = np.nanmean(wide[:, seen], axis=0), np.nanstd(wide[:, seen], axis=0)
-        self.scale_[seen] = np.where(scale > 1e-12, scale, 1.0)
+        self.mean_[seen], self.scale_[seen] = _center_and_spread(wide[:, seen])
         linear = LogisticRegression(C=self.ridge, solver="newton-cholesky", max_iter=1_000)
         linear.fit(self._standardised(X), y, sample_weight=weight)
         self.coef_, self.intercept_ = linear.coef_[0].copy(), float(linear.intercept_[0])
@@ -212,29 +230,46 @@ class LogitMean(BaseEstimator):
     @property
     def reference(self) -> float:
         """Log-odds that contributions start from: at the training means (linear), the training mean (trees)."""
-        return self.intercept_ if self.forest_ is None else (self.intercept_ + self.forest_.reference) / 2
+        return self.intercept_ if self.forest_ is None else float(_mixed(self.intercept_, self.forest_.reference))
 
     def logits(self, X: Floats) -> Floats:
         """Log-odds, shape (n,)."""
         linear: Floats = self._standardised(X) @ self.coef_ + self.intercept_
-        return linear if self.forest_ is None else (linear + self.forest_.logits(X)) / 2
+        return linear if self.forest_ is None else _mixed(linear, self.forest_.logits(X))
 
     def contributions(self, X: Floats) -> Floats:
-        """Shape of X; a row's sum and `reference` are its log-odds. Exact for the linear half, by paths in trees."""
+        """Shape of X; a row's sum and `reference` are its log-odds. By terms in the linear part, by paths in trees.
+
+        A product is put down to its two features in equal parts.
+        """
         terms: Floats = self._standardised(X) * self.coef_
-        linear = terms[:, : X.shape[1]]
-        linear[:, self.curved_] += terms[:, X.shape[1] :]
-        return linear if self.forest_ is None else (linear + self.forest_.contributions(X)) / 2
+        curved, products = X.shape[1] + np.array([0, len(self.curved_)])
+        linear = terms[:, :curved].copy()
+        linear[:, self.curved_] += terms[:, curved:products]
+        for columns in (self.first_, self.second_):
+            np.add.at(linear.T, columns, terms[:, products:].T / 2)
+        return linear if self.forest_ is None else _mixed(linear, self.forest_.contributions(X))
 
     def _widened(self, X: Floats) -> Floats:
-        """The columns, within what training saw, and the exponentials of the curved ones."""
+        """The columns, within what training saw, the exponentials of the curved ones, and the products."""
         X = np.clip(X, self.low_, self.high_)
-        return np.concatenate([X, np.exp(X[:, self.curved_])], axis=1)
+        z = np.clip((X - self.center_) / self.spread_, -_FAR, _FAR)
+        return np.concatenate([X, np.exp(X[:, self.curved_]), z[:, self.first_] * z[:, self.second_]], axis=1)
 
     def _standardised(self, X: Floats) -> Floats:
         wide = self._widened(X)
         standardised: Floats = np.where(np.isnan(wide), 0.0, (wide - self.mean_) / self.scale_)
         return standardised
+
+
+def _center_and_spread(X: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of the columns; 1 for one that is constant."""
+    spread = np.nanstd(X, axis=0)
+    return np.nanmean(X, axis=0), np.where(spread > 1e-12, spread, 1.0)
+
+
+def _mixed(linear: Any, trees: Any) -> Any:
+    return LINEAR_SHARE * linear + (1 - LINEAR_SHARE) * trees
 
 
 class HealthForecaster(BaseEstimator):
@@ -251,6 +286,7 @@ class HealthForecaster(BaseEstimator):
         state_feature: str,
         use: Sequence[str] | None = None,
         curved: Sequence[str] = (),
+        multiplied: Sequence[str] = (),
         ridge: Sequence[float] = RIDGE,
         boosted: bool = True,
         seed: int = 0,
@@ -260,6 +296,7 @@ class HealthForecaster(BaseEstimator):
             state_feature: the feature that is 1 for a target that is failing now, and 0 for one that is up.
             use: the features to learn from beside the state; None is all.
             curved: those of them that the logistic regressions see exponentiated as well.
+            multiplied: those of which the onsets' logistic regressions see all products of two.
             ridge: `C` of the logistic regressions by horizon; see :data:`RIDGE`.
             boosted: whether the onsets' models have trees (for the state at the end they have not helped).
             seed: of the trees.
@@ -267,6 +304,7 @@ class HealthForecaster(BaseEstimator):
         self.state_feature = state_feature
         self.use = use
         self.curved = curved
+        self.multiplied = multiplied
         self.ridge = ridge
         self.boosted = boosted
         self.seed = seed
@@ -292,7 +330,9 @@ class HealthForecaster(BaseEstimator):
         self.state_column_ = features.index(self.state_feature)
         used = features if self.use is None else self.use
         self.used_columns_ = np.array([features.index(name) for name in used], dtype=np.int64)
-        curved = [j for j, name in enumerate(used) if name in set(self.curved)]
+        curved, multiplied = (
+            [j for j, name in enumerate(used) if name in wanted] for wanted in (set(self.curved), set(self.multiplied))
+        )
         X, failing = self._rows(X)
         weight = np.ones(len(X)) if weight is None else weight
         self.if_up_: dict[str, LogitMean] = {}
@@ -306,6 +346,7 @@ class HealthForecaster(BaseEstimator):
                 part = LogitMean(
                     ridge=self.ridge[j % len(HORIZONS_H)],
                     curved=curved,
+                    multiplied=multiplied if onset else (),
                     boosted=self.boosted and onset,
                     seed=self.seed,
                 )

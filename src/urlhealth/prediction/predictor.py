@@ -37,7 +37,7 @@ _HEALTH = {1: Health.DOWN, 0: Health.UP}
 class _Known:
     """What the online store knows of n targets at one instant."""
 
-    targets: list[Target]
+    targets: Sequence[Target]
     now_ms: int
     url_states: States
     #: float32 (n, len(VECTOR))
@@ -81,7 +81,7 @@ class Predictor:
         Raises:
             InvalidUrls: naming the positions.
         """
-        known = self._known(parse_targets(urls))
+        known = self._known(self._stored(parse_targets(urls)))
         feature_names = names(VECTOR)
         return [
             FeatureVector(
@@ -97,8 +97,10 @@ class Predictor:
             for i, url in enumerate(urls)
         ]
 
-    def predict(self, urls: Sequence[str], *, horizons: Sequence[str], explain: bool = False) -> list[Prediction]:
-        """The forecast for each URL and horizon, URLs outermost.
+    def predict(
+        self, urls: Sequence[str], *, horizons: Sequence[str], explain: bool = False, model: Champion | None = None
+    ) -> list[Prediction]:
+        """The forecast for each URL and horizon, URLs outermost, by the champion or another model.
 
         Raises:
             InvalidUrls: naming the positions.
@@ -108,30 +110,15 @@ class Predictor:
         unknown = [horizon for horizon in horizons if horizon not in HORIZONS]
         if unknown:
             raise InvalidRequest(f"unknown horizon {unknown[0]!r}: choose among {', '.join(HORIZONS)}")
-        champion = self.champion()
-        return self._predict(list(urls), parse_targets(urls), horizons, champion, explain=explain)
+        model = model or self.champion()
+        targets = self._stored(parse_targets(urls))
+        return self._predict(urls, targets, horizons, model, explain=explain)
 
-    def ranked(self, *, horizon: str, limit: int, explain: bool = False) -> list[Prediction]:
-        """Of the known targets, the `limit` that are likeliest to fail within the horizon, riskiest first.
-
-        Raises:
-            NoModel: see :meth:`champion`.
-        """
-        champion = self.champion()
-        targets: list[Target] = []
-        cursor = None
-        while True:
-            page = self._crawl.targets(limit=5_000, cursor=cursor)
-            targets += page.items
-            cursor = page.next_cursor
-            if cursor is None:
-                break
-        ranking = self._predict([t.url for t in targets], targets, [horizon], champion, explain=False)
-        order = sorted(range(len(targets)), key=lambda i: -(ranking[i].probability or 0.0))[:limit]
-        if not explain:
-            return [ranking[i] for i in order]
-        chosen = [targets[i] for i in order]
-        return self._predict([t.url for t in chosen], chosen, [horizon], champion, explain=True)
+    def predict_targets(
+        self, targets: Sequence[Target], *, horizons: Sequence[str], model: Champion, explain: bool = False
+    ) -> list[Prediction]:
+        """The same for targets as they are stored."""
+        return self._predict([target.url for target in targets], targets, horizons, model, explain=explain)
 
     def champion(self) -> Champion:
         """The model that serves now.
@@ -146,45 +133,53 @@ class Predictor:
 
     def _predict(
         self,
-        sent_urls: list[str],
-        targets: list[Target],
+        sent_urls: Sequence[str],
+        targets: Sequence[Target],
         horizons: Sequence[str],
-        champion: Champion,
+        model: Champion,
         *,
         explain: bool,
     ) -> list[Prediction]:
         if not targets:
             return []
         known = self._known(targets)
-        probabilities = champion.forecaster.predict_proba(known.vectors)
-        reasons = {horizon: self._reasons(champion, known.vectors, horizon) for horizon in horizons} if explain else {}
+        probabilities = model.forecaster.predict_proba(known.vectors)
+        by_horizon = []
+        for horizon in horizons:
+            onset, at_end = (PROBABILITIES.index(f"{kind}_{horizon}") for kind in ("onset", "failing"))
+            by_horizon.append((horizon, probabilities[:, onset].tolist(), probabilities[:, at_end].tolist()))
+        reasons = {horizon: self._reasons(model, known.vectors, horizon) for horizon in horizons} if explain else {}
         predictions = []
         for i, sent_url in enumerate(sent_urls):
-            missing = known.freshness[i] is Freshness.MISSING
-            for horizon in horizons:
-                onset = PROBABILITIES.index(f"onset_{horizon}")
-                at_end = PROBABILITIES.index(f"failing_{horizon}")
+            status, health, age_s, observed_ms = (
+                known.freshness[i],
+                known.health(i),
+                known.age_s(i),
+                known.observed_ms(i),
+            )
+            missing, key = status is Freshness.MISSING, targets[i].key
+            for horizon, onset_values, at_end_values in by_horizon:
                 predictions.append(
                     Prediction(
                         sent_url=sent_url,
-                        target=targets[i].key,
+                        target=key,
                         horizon=horizon,
-                        probability=None if missing else float(probabilities[i, onset]),
-                        probability_at_end=None if missing else float(probabilities[i, at_end]),
-                        status=known.freshness[i],
-                        health=known.health(i),
-                        age_s=known.age_s(i),
-                        observed_ms=known.observed_ms(i),
-                        model=champion.name,
-                        model_version=champion.version,
+                        probability=None if missing else onset_values[i],
+                        probability_at_end=None if missing else at_end_values[i],
+                        status=status,
+                        health=health,
+                        age_s=age_s,
+                        observed_ms=observed_ms,
+                        model=model.name,
+                        model_version=model.version,
                         reasons=() if missing or not explain else reasons[horizon][i],
                     )
                 )
         return predictions
 
     @staticmethod
-    def _reasons(champion: Champion, vectors: npt.NDArray[np.float32], horizon: str) -> list[tuple[Reason, ...]]:
-        contributions = champion.forecaster.contributions(vectors, f"onset_{horizon}")
+    def _reasons(model: Champion, vectors: npt.NDArray[np.float32], horizon: str) -> list[tuple[Reason, ...]]:
+        contributions = model.forecaster.contributions(vectors, f"onset_{horizon}")
         top = np.argsort(-np.abs(contributions), axis=1)[:, :REASONS]
         return [
             tuple(
@@ -200,10 +195,12 @@ class Predictor:
             for i in range(len(vectors))
         ]
 
-    def _known(self, targets: list[Target]) -> _Known:
-        # The stored target knows the group that a monitor or a history gave it; the parsed one only the domain.
+    def _stored(self, targets: Sequence[Target]) -> list[Target]:
+        """The targets with the groups that monitors or histories gave them; a parsed one only knows the domain."""
         stored = self._crawl.find_targets([target.key for target in targets])
-        targets = [stored.get(target.key, target) for target in targets]
+        return [stored.get(target.key, target) for target in targets]
+
+    def _known(self, targets: Sequence[Target]) -> _Known:
         now_ms = self._clock()
         urls = self._features.read(URL_STATE, [t.key for t in targets])
         states: Mapping[str, States] = {
