@@ -53,14 +53,14 @@ class Answer:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def of_urls(platform: Platform, urls: Sequence[Any], *, request_id: str) -> Answer:
-    """The forecasts for URLs, by what is known of them now; logged as served.
+def of_urls(platform: Platform, urls: Sequence[Any], *, request_id: str, model: Champion | None = None) -> Answer:
+    """The forecasts for URLs, by what is known of them now, of the champion or another model; logged as served.
 
     Raises:
         InvalidUrls, InvalidRequest, NoModel.
     """
     _check_count(len(urls), MAX_URLS, "URLs")
-    predictions = platform.predictor.predict(urls, horizons=tuple(HORIZONS))
+    predictions = platform.predictor.predict(urls, horizons=tuple(HORIZONS), model=model)
     platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
     each = len(HORIZONS)
     numbers = {}
@@ -76,7 +76,7 @@ def of_urls(platform: Platform, urls: Sequence[Any], *, request_id: str) -> Answ
     )
 
 
-def of_features(platform: Platform, matrix: Matrix) -> Answer:
+def of_features(platform: Platform, matrix: Matrix, *, model: Champion | None = None) -> Answer:
     """The probabilities for rows of features, float32 (n, len(FEATURES)), NaN where unknown.
 
     Raises:
@@ -90,11 +90,11 @@ def of_features(platform: Platform, matrix: Matrix) -> Answer:
     if len(infinite):
         row, column = infinite[0]
         raise InvalidRequest(f"row {row}: {FEATURES[column]} is infinite, or too large for 32 bits")
-    champion = platform.predictor.champion()
-    probabilities = champion.forecaster.predict_proba(matrix)
+    model = model or platform.predictor.champion()
+    probabilities = model.forecaster.predict_proba(matrix)
     return Answer(
-        model=champion.name,
-        model_version=champion.version,
+        model=model.name,
+        model_version=model.version,
         numbers=dict(zip(PROBABILITIES, probabilities.T, strict=True)),
         texts={},
     )
@@ -137,19 +137,17 @@ def matrix_of_columns(columns: Mapping[str, Sequence[Any]]) -> Matrix:
     return matrix
 
 
-def check_model(platform: Platform, model: str, version: str | None = None) -> Champion:
-    """The model that serves.
+def asked_model(platform: Platform, model: str, version: str | None = None) -> Champion:
+    """The model that a path names: the champion, or a version.
 
     Raises:
-        NotFound: it is another one than is asked for.
+        NotFound: there is no such one.
+        ModelMismatch, StoreUnavailable: it cannot be loaded.
         NoModel.
     """
     if model != MODEL_NAME:
         raise NotFound(f"there is no model {model[:80]!r}: the one that serves is {MODEL_NAME}")
-    champion = platform.predictor.champion()
-    if version is not None and version != champion.version:
-        raise NotFound(f"version {version[:80]!r} does not serve: version {champion.version} does")
-    return champion
+    return platform.versions.named(MODEL_NAME if version is None else f"{MODEL_NAME}/{version}")
 
 
 def json_object(body: bytes) -> Any:

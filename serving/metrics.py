@@ -64,6 +64,16 @@ class _PlatformCollector(Collector):
         if champion is not None:
             model.add_metric([champion.name, champion.version], 1)
         yield model
+        yield _gauge(
+            "urlhealth_model_problem",
+            "1 if the registered champion cannot serve; see the log. The one before goes on serving.",
+            float(platform.champion.problem is not None),
+        )
+        yield CounterMetricFamily(
+            "urlhealth_model_load_failures",
+            "Times that the registered champion could not be loaded, or the registry not be read.",
+            value=platform.champion.failures,
+        )
         yield CounterMetricFamily(
             "urlhealth_predictions_dropped",
             "Predictions that were served and could not be logged.",

@@ -9,10 +9,11 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from serving.dependencies import Body, PlatformDep, RequestId
-from serving.inference import Answer, check_model, json_object, matrix_of_columns, matrix_of_rows, of_features, of_urls
+from serving.inference import Answer, asked_model, json_object, matrix_of_columns, matrix_of_rows, of_features, of_urls
 from serving.openapi import json_body, protocol_errors
 from urlhealth.errors import InvalidRequest
 from urlhealth.platform import Platform
+from urlhealth.prediction.champion import Champion
 from urlhealth.vocabulary import MODEL_NAME
 
 router = APIRouter()
@@ -38,7 +39,7 @@ _MLFLOW_BODY: Final = json_body(
 )
 def describe(model: str, platform: PlatformDep, version: str | None = None) -> dict[str, Any]:
     """What TensorFlow Serving and KServe say of a model that serves."""
-    champion = check_model(platform, model, version)
+    champion = asked_model(platform, model, version)
     status = {"error_code": "OK", "error_message": ""}
     state = {"version": champion.version, "state": "AVAILABLE", "status": status}
     return {"name": MODEL_NAME, "ready": True, "model_version_status": [state]}
@@ -62,12 +63,12 @@ def predict(
     model: str, body: Body, platform: PlatformDep, request_id: RequestId, version: str | None = None
 ) -> Response:
     """`predictions`, an object an instance; for `inputs`: `outputs`, an object of columns."""
-    check_model(platform, model, version)
+    scorer = asked_model(platform, model, version)
     match json_object(body):
         case {"instances": list(instances)}:
-            reply: dict[str, Any] = {"predictions": _of_instances(platform, instances, request_id).records()}
+            reply: dict[str, Any] = {"predictions": _of_instances(platform, instances, request_id, scorer).records()}
         case {"inputs": dict(columns)}:
-            reply = {"outputs": _of_columns(platform, columns, request_id).columns()}
+            reply = {"outputs": _of_columns(platform, columns, request_id, scorer).columns()}
         case _:
             raise InvalidRequest("the body has neither the list 'instances' nor the object 'inputs'")
     return Response(orjson.dumps(reply), media_type="application/json")
@@ -97,23 +98,25 @@ def invocations(body: Body, request: Request, platform: PlatformDep, request_id:
     return Response(orjson.dumps({"predictions": answer.probabilities().tolist()}), media_type="application/json")
 
 
-def _of_instances(platform: Platform, instances: Sequence[Any], request_id: str) -> Answer:
+def _of_instances(
+    platform: Platform, instances: Sequence[Any], request_id: str, model: Champion | None = None
+) -> Answer:
     """Each instance a URL, or each a row of features."""
     urls = [item["url"] if isinstance(item, dict) and item.keys() == {"url"} else item for item in instances]
     if any(isinstance(url, str) for url in urls):
-        return of_urls(platform, urls, request_id=request_id)
-    return of_features(platform, matrix_of_rows(instances))
+        return of_urls(platform, urls, request_id=request_id, model=model)
+    return of_features(platform, matrix_of_rows(instances), model=model)
 
 
-def _of_columns(platform: Platform, columns: dict[str, Any], request_id: str) -> Answer:
+def _of_columns(platform: Platform, columns: dict[str, Any], request_id: str, model: Champion | None = None) -> Answer:
     for name, values in columns.items():
         if not isinstance(values, list):
             raise InvalidRequest(f"column {name[:80]!r} is not a list")
     if "url" in columns:
         if len(columns) > 1:
             raise InvalidRequest("send the column 'url' alone, or features")
-        return of_urls(platform, columns["url"], request_id=request_id)
-    return of_features(platform, matrix_of_columns(columns))
+        return of_urls(platform, columns["url"], request_id=request_id, model=model)
+    return of_features(platform, matrix_of_columns(columns), model=model)
 
 
 def _of_csv(platform: Platform, body: bytes, request_id: str) -> Answer:

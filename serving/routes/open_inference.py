@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from serving.dependencies import Body, PlatformDep, RequestId
-from serving.inference import FEATURES, check_model, of_features, of_urls
+from serving.inference import FEATURES, asked_model, of_features, of_urls
 from serving.openapi import json_body, protocol_errors
 from serving.schemas import Ready
 from serving.tensors import HEADER_LENGTH, read_request, write_answer
@@ -59,7 +59,7 @@ def ready(platform: PlatformDep, response: Response) -> dict[str, bool]:
 )
 def metadata(model: str, platform: PlatformDep, version: str | None = None) -> dict[str, Any]:
     """Inputs and outputs. `age_s` and `status` are there for `url` only."""
-    champion = check_model(platform, model, version)
+    champion = asked_model(platform, model, version)
     return {
         "name": MODEL_NAME,
         "versions": [champion.version],
@@ -77,7 +77,7 @@ def metadata(model: str, platform: PlatformDep, version: str | None = None) -> d
 )
 def model_ready(model: str, platform: PlatformDep, version: str | None = None) -> dict[str, Any]:
     """200 if it does."""
-    check_model(platform, model, version)
+    asked_model(platform, model, version)
     return {"name": MODEL_NAME, "ready": True}
 
 
@@ -92,12 +92,12 @@ def infer(
     model: str, body: Body, request: Request, platform: PlatformDep, request_id: RequestId, version: str | None = None
 ) -> Response:
     """Probabilities by URL, or by features."""
-    check_model(platform, model, version)
+    scorer = asked_model(platform, model, version)
     asked = read_request(body, request.headers.get(HEADER_LENGTH))
     if asked.features is not None:
-        answer = of_features(platform, asked.features)
+        answer = of_features(platform, asked.features, model=scorer)
     else:
-        answer = of_urls(platform, asked.urls or [], request_id=request_id)
+        answer = of_urls(platform, asked.urls or [], request_id=request_id, model=scorer)
     content, header_length = write_answer(answer, asked)
     if header_length is None:
         return Response(content, media_type="application/json")

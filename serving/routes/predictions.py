@@ -14,10 +14,19 @@ from urlhealth.vocabulary import LOCAL_OWNER
 router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
 
 
-@router.post("", summary="Predict failures", responses=problems(409, 413, 422, 503))
-def predict(body: PredictionsRequest, platform: PlatformDep, request_id: RequestId) -> Predictions:
+@router.post("", summary="Predict failures", responses=problems(404, 409, 413, 422, 503))
+def predict(
+    body: PredictionsRequest,
+    platform: PlatformDep,
+    request_id: RequestId,
+    model: Annotated[
+        str | None,
+        Query(max_length=200, description="`url-health@ALIAS` or a version; else the champion.", examples=["3"]),
+    ] = None,
+) -> Predictions:
     """How likely each URL is to fail within each horizon. A URL never seen has status `missing`, and no probability."""
-    predictions = platform.predictor.predict(body.urls, horizons=body.horizons, explain=body.explain)
+    scorer = None if model is None else platform.versions.named(model)
+    predictions = platform.predictor.predict(body.urls, horizons=body.horizons, explain=body.explain, model=scorer)
     predictions = judged(predictions, max_age_s=body.max_age_s, on_stale=body.on_stale)
     platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
     return Predictions(request_id=request_id, items=[PredictionsItem.of(prediction) for prediction in predictions])

@@ -29,6 +29,16 @@ def get_url(url: Url, platform: PlatformDep, name: Name = None) -> UrlState:
     return UrlState.of(platform.crawl.url_state(url, known_for_s=known_for_s, name=name, owner=LOCAL_OWNER))
 
 
+@router.delete("", status_code=204, summary="Erase a URL", responses=problems(404, 422, 503))
+def erase_url(url: Url, platform: PlatformDep, name: Name = None) -> None:
+    """Erase all that is known of it: probes, roll-ups, its monitor, its results in tasks, features and predictions.
+
+    Rows of the offline feature store go within seconds. Sums over its host and group keep its part, unless it was the
+    last one. Models that learned from it stay as they are.
+    """
+    platform.erase_url(url, name=name, owner=LOCAL_OWNER)
+
+
 @router.get("/history", summary="Say how a URL has been", response_model=UrlHistory, responses=problems(404, 422, 503))
 def get_history(
     url: Url,

@@ -32,8 +32,9 @@ def import_(
     results = {}
     with Platform(load_settings()) as platform:
         for source in sources:
+            importer = Importer(platform.crawl, clock=platform.clock, oldest_ms=platform.kept().probes_ms)
             with console.status(f"Importing {source}"):
-                results[source] = Importer(platform.crawl, clock=platform.clock).run(batches_of(source))
+                results[source] = importer.run(batches_of(source))
         if any(result.late for result in results.values()):
             platform.pipeline.request_rebuild()
         with console.status("Rolling up"):

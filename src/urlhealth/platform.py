@@ -1,8 +1,11 @@
 """The one place where settings choose the parts, and the parts meet."""
 
+import ctypes
 import logging
 import os
+import random
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -18,6 +21,7 @@ import sqlalchemy as sa
 from urlhealth.crawl.crawler import Crawler
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.lease import RENEWALS, Lease
+from urlhealth.crawl.retention import Kept
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import LeaseLost, StoreUnavailable, UrlHealthError, one_line
 from urlhealth.prediction.log import PredictionLog
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     from urlhealth.prediction.champion import ChampionWatch
     from urlhealth.prediction.current import Rescorer
     from urlhealth.prediction.predictor import Predictor
+    from urlhealth.prediction.shadow import Shadow
+    from urlhealth.prediction.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +51,16 @@ _TURN_S = 0.1
 _ROLL_UP_S = 2.0
 #: Pause after a batch of forecasts, as a share of the time that it took: requests and probes come first.
 _RESCORE_PAUSE: Final = 0.5
+#: Time between two looks for what is older than it is kept for.
+_RETENTION_S = 600.0
+_DAY_MS = 86_400_000
 #: Time after which a loop that failed tries again.
 _RETRY_S = 1.0
+#: Longest time that a busy thread keeps the interpreter from the others: a request changes threads several times.
+_SWITCH_S: Final = 0.0005
+#: glibc's number for the most heaps (malloc.h), and how many we want. By default there are 8 for each core.
+_M_ARENA_MAX: Final = -8
+_HEAPS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +157,24 @@ class Platform:
         )
 
     @cached_property
+    def versions(self) -> "Versions":
+        from urlhealth.prediction.versions import Versions
+
+        return Versions(self.settings, self.champion)
+
+    @cached_property
+    def shadow(self) -> "Shadow":
+        from urlhealth.prediction.shadow import Shadow
+
+        return Shadow(
+            predictor=self.predictor,
+            versions=self.versions,
+            prediction_log=self.prediction_log,
+            share=self.settings.shadow_share,
+            draw=random.random,
+        )
+
+    @cached_property
     def current(self) -> "CurrentPredictions":
         from urlhealth.crawl.current import CurrentPredictions
 
@@ -191,6 +223,8 @@ class Platform:
             features: run the pipeline. Without it, whoever runs it next finds what was probed.
             predict: watch the champion, and log what is predicted; with `features`, keep all forecasts up to date too.
         """
+        _share_heaps()
+        sys.setswitchinterval(_SWITCH_S)
         settings = self.settings
         crawler = self._crawler = Crawler(self.crawl, self.lease, self._make_engine)
         self.lease.acquire()
@@ -199,9 +233,12 @@ class Platform:
         if features:
             self._loop("pipeline", self._fold, settings.pipeline_poll_s)
             self._loop("rollups", self._roll_up, _ROLL_UP_S)
+            self._loop("retention", self._drop_old, _RETENTION_S)
         if predict:
             self._loop("champion", self._follow_champion, settings.champion_poll_s)
             self._loop("prediction-log", self.prediction_log.write, _TURN_S)
+            if settings.shadow_share:
+                self._loop("shadow", self.shadow.step, _TURN_S)
         if features and predict:
             self._loop("current", self._rescore, settings.pipeline_poll_s)
 
@@ -251,13 +288,32 @@ class Platform:
             while mine and self.rollups.step(lease=self.lease):
                 pass
 
+    def erase_url(self, url: str, *, name: str | None = None, owner: str) -> None:
+        """Erase all that is known of a URL. Rows of the offline store go with the writer's next step.
+
+        Raises:
+            InvalidRequest: the URL is none, or a task with it is just being received.
+            NotFound: the owner has no such target.
+        """
+        erased = self.crawl.erase_url(url, lease=self.lease, name=name, owner=owner)
+        log.warning("erased a URL: %s", ", ".join(f"{count} {what}" for what, count in erased.items()))
+        for erasure in self.crawl.pending_erasures():
+            self.features.erase(erasure.kind, erasure.key, until_ms=erasure.until_ms, offline=False)
+        if not self._threads:
+            with self.lease.kept() as mine:
+                if mine:
+                    self._carry_out_erasures()
+
     def pipeline_lag(self) -> int:
         """How many stored verdicts are not in the features yet."""
         return self.crawl.count_verdicts_after(self.carried.position())
 
     def log_predictions(self, request_id: str, predictions: Sequence[Prediction], *, owner: str) -> None:
-        """Queue what was served for the log; never waits."""
-        self.prediction_log.put(Served(request_id=request_id, owner=owner, ts_ms=self.clock(), predictions=predictions))
+        """Queue what was served for the log, and for the challenger's turn at it; never waits."""
+        served = Served(request_id=request_id, owner=owner, ts_ms=self.clock(), predictions=predictions)
+        self.prediction_log.put(served)
+        if self.settings.shadow_share:
+            self.shadow.offer(served)
 
     def checks(self) -> list[Check]:
         """Whether each part works, in the order in which they depend on each other."""
@@ -344,6 +400,27 @@ class Platform:
         self.features.apply_apart()
         while not self._stop.is_set() and self.pipeline.step():
             pass
+        self._carry_out_erasures()
+
+    def _carry_out_erasures(self) -> None:
+        """In the thread that publishes features: erase what is left of URLs in the stores."""
+        for erasure in self.crawl.pending_erasures():
+            rows = self.features.erase(erasure.kind, erasure.key, until_ms=erasure.until_ms)
+            logged = self.crawl.finish_erasure(erasure)
+            log.warning("erased the features of a %s: %d rows, %d predictions", erasure.kind, rows, logged)
+
+    def kept(self) -> Kept:
+        """From when on probes, roll-ups and incidents are kept, by the settings."""
+        settings, now_ms = self.settings, self.clock()
+        days = (settings.keep_probes_days, settings.keep_hours_days, settings.keep_days_days)
+        probes_ms, hours_ms, days_ms = (now_ms - number * _DAY_MS if number else 0 for number in days)
+        return Kept(probes_ms=probes_ms, hours_ms=hours_ms, days_ms=days_ms)
+
+    def _drop_old(self) -> None:
+        kept = self.kept()
+        if self.lease.held and kept != Kept():
+            dropped = self.crawl.drop_old(kept, lease=self.lease)
+            log.info("too old: %s", ", ".join(f"{count} {what}" for what, count in dropped.items()))
 
     def _roll_up(self) -> None:
         while self.lease.held and not self._stop.is_set() and self.rollups.step(lease=self.lease):
@@ -374,3 +451,9 @@ class Platform:
         thread = threading.Thread(target=run, name=f"urlhealth-{name}", daemon=True)
         thread.start()
         self._threads.append(thread)
+
+
+def _share_heaps() -> None:
+    """Let threads share heaps: with one each, what their batches have left free there is not used by the others."""
+    with suppress(OSError, AttributeError):  # the C library is another one
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _HEAPS)

@@ -71,9 +71,20 @@ class Settings(BaseSettings):
     known_for_s: float = Field(
         172_800.0, description="Time for which a state is held for known after the observation that showed it.", gt=0
     )
+    keep_probes_days: int = Field(0, description="Days for which single probes are kept; 0 is for ever.", ge=0)
+    keep_hours_days: int = Field(0, description="Days for which roll-ups by hour are kept; 0 is for ever.", ge=0)
+    keep_days_days: int = Field(
+        0, description="Days for which roll-ups by day, and incidents, are kept; 0 is for ever.", ge=0
+    )
     champion_poll_s: float = Field(5.0, description="Time between two looks for a newly promoted model.", gt=0)
     rescore_s: float = Field(
         300.0, description="Time between two rounds in which the forecasts of all targets are made anew.", gt=0
+    )
+    shadow_share: float = Field(
+        0.0,
+        description="Share of the answers that the version called challenger scores too, for the log alone.",
+        ge=0,
+        le=1,
     )
     mlflow_tracking_uri: str = Field(
         "",

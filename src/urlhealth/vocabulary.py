@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Final, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Final, Generic, Literal, Protocol, TypeVar, dataclass_transform
 
 from annotated_types import Interval, Len, MaxLen
 
@@ -30,6 +30,15 @@ Clock = Callable[[], int]
 def system_clock() -> int:
     """The machine's clock, in milliseconds since 1970 UTC."""
     return time.time_ns() // 1_000_000
+
+
+Item = TypeVar("Item")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(cls: type[Item]) -> type[Item]:
+    """A dataclass that only the type checker holds frozen: made by the million, and in a third of the time."""
+    return dataclass(kw_only=True, slots=True, unsafe_hash=True)(cls)
 
 
 class Outcome(StrEnum):
@@ -143,7 +152,7 @@ class ProbeOptions:
 DEFAULT_OPTIONS: Final = ProbeOptions()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Target:
     """What is probed and judged: a normalised URL, or a named monitor of one with options of its own."""
 
@@ -177,7 +186,7 @@ class Attempt:
     error: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class ProbeResult:
     """What one probe of one target found. A failed probe is a value like any other, never an exception."""
 
@@ -217,7 +226,7 @@ class ProbeResult:
     attempts: tuple[Attempt, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class ProbeRequest:
     """One target to probe, with what is needed to file the result under what asked for it."""
 
@@ -228,11 +237,11 @@ class ProbeRequest:
     owner: str = LOCAL_OWNER
     task_id: str | None = None
     monitor_id: str | None = None
-    #: The slot of the monitor that it is for.
+    #: The slot of the monitor that it is for: it is not begun before.
     due_ms: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@record
 class Probed:
     """A request and what came of it."""
 
@@ -351,9 +360,6 @@ class Monitor:
     next_due_ms: int
     #: Slots in which it was not probed, because nobody could in time.
     skipped: int = 0
-
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

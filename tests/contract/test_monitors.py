@@ -168,6 +168,19 @@ class TestSchedule:
         assert taken(store, lease) == []
         assert store.monitor(monitor.monitor_id) == replace(monitor, next_due_ms=monitor.next_due_ms + MINUTE_MS)
 
+    def test_a_slot_is_handed_out_ahead_within_half_that_time(
+        self, store: CrawlStore, lease: Lease, clock: HandClock
+    ) -> None:
+        monitor = store.create_monitor(A, interval_s=3600)
+        store.take_due_monitors(0, lease=lease)  # the first look
+        clock.now_ms = monitor.next_due_ms - 501
+        assert store.take_due_monitors(10, lease=lease, ahead_ms=1000) == []
+        clock.now_ms += 1
+        assert [m for _, m in store.take_due_monitors(10, lease=lease, ahead_ms=1000)] == [monitor]
+        clock.now_ms += 500
+        assert taken(store, lease) == []
+        assert due_ms(store) == {A: monitor.next_due_ms + 3_600_000}
+
     def test_missed_slots_are_skipped_and_counted(self, store: CrawlStore, lease: Lease, clock: HandClock) -> None:
         first_ms = store.create_monitor(A, interval_s=60).next_due_ms
         for now_ms, due, skipped, next_due_ms in [

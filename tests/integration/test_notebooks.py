@@ -47,3 +47,20 @@ def test_the_model_notebook_judges_the_bundled_model(tmp_path: Path) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert "".join(output.text for output in code[-1].outputs) == "risky above steady: True\n"
     assert not (tmp_path / "home").exists()
+
+
+def test_the_clients_notebook_measures_all_clients(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    notebook = nbformat.read(ROOT / "notebooks" / "01_http_clients.ipynb", as_version=4)
+    env = environment(
+        tmp_path / "home", TMPDIR=str(temporary), IPYTHONDIR=str(tmp_path / "ipython"), MPLCONFIGDIR=str(tmp_path)
+    )
+    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute(env=env)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "".join(output.text for output in code[-1].outputs).splitlines() == [
+        "every body arrived: True",
+        "everything stopped: True",
+    ]
+    assert any("image/png" in output.get("data", ()) for cell in code for output in cell.outputs)
+    assert not [*temporary.iterdir()]

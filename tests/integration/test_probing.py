@@ -348,3 +348,20 @@ def test_certificates_to_trust_must_be_some(tmp_path: Path) -> None:
     empty.touch()
     with pytest.raises(ConfigurationError, match=r"no certificates can be read from .*empty\.pem"):
         make_engine(ca_file=empty)
+
+
+def test_a_slot_of_a_monitor_is_begun_at_its_time_and_does_not_stand_in_line(serve: Serve) -> None:
+    port = serve(say(OK))
+    now_ms = time.time_ns() // 1_000_000
+
+    def request(name: str, due_ms: int | None = None) -> ProbeRequest:
+        return ProbeRequest(target=parse_target(f"http://127.0.0.1:{port}/{name}"), options=QUICK, due_ms=due_ms)
+
+    found = []
+    with running_engine(concurrency=1) as engine:
+        engine.submit([request("a"), request("b"), request("later", now_ms + 300), request("due", now_ms - 1)])
+        while len(found) < 4:
+            found += engine.results(5)
+    began_ms = {probed.result.target.rpartition("/")[2]: probed.result.ts_ms for probed in found}
+    assert next(iter(began_ms)) == "due"
+    assert began_ms["later"] >= now_ms + 300

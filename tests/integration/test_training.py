@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from typer.testing import CliRunner
 
 from models import dataset, registry
 from models.runs import log_run
 from models.training import TrainingReport, compare, split, train
+from urlhealth.cli import app
 from urlhealth.errors import InvalidRequest, NotEnoughHistory, NotFound, StoreUnavailable
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
@@ -245,6 +247,28 @@ def test_two_versions_are_compared_on_the_newest_part_of_the_history(trained: Tr
     assert "difference beyond noise" in lines[-1] or "better beyond noise" in lines[-1]
     with pytest.raises(InvalidRequest, match="url-health@ALIAS"):
         list(compare(trained.platform, ("other", "url-health/1")))
+
+
+def test_the_commands_list_promote_take_back_and_explain(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("URLHEALTH_HOME", str(trained.platform.settings.home))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(app, [*arguments], env={"COLUMNS": "200"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "ships with urlhealth" in said("models", "list")
+    with registry.tracking(trained.platform.settings) as mlflow_client:
+        before = registry.find(mlflow_client, "champion")
+    other = "2" if before == "1" else "1"
+    assert f"version {other} is the champion" in said("models", "promote", other)
+    assert f"version {before} is the champion again" in said("models", "rollback")
+    lines = said("explain", FLAPPING[0]).splitlines()
+    assert FLAPPING[0] in lines[0]
+    assert "may fail within 24h" in lines[0]
+    assert len(lines) > 1
+    assert all("█" in line for line in lines[1:])
 
 
 @pytest.mark.parametrize(

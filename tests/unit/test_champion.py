@@ -4,13 +4,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2
 
-from tests.support import free_port
+from tests.support import free_port, noise_forecaster
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import ModelMismatch, NoModel, StoreUnavailable, UrlHealthError
 from urlhealth.feast_stores.stores import FeatureStores
@@ -57,7 +58,7 @@ class Loads:
         self.calls += 1
         if self.errors:
             raise self.errors.pop(0)
-        return HealthForecaster(state_feature="failing_now")
+        return noise_forecaster()
 
 
 @pytest.mark.usefixtures("registry")
@@ -101,6 +102,39 @@ def test_where_no_model_is_registered_the_bundled_one_serves_until_one_is(
     assert watch.refresh()
     assert watch.current
     assert watch.current.version == "1"
+
+
+class Bad:
+    """Stands for a forecaster of another make."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def predict_proba(self, rows: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return np.full((len(rows), 6), self.answer)[:, : 3 if self.answer == 0 else 6]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (ValueError("no trees\nin it"), "it cannot score rows of features: no trees"),
+        (0, "it gives (3,) numbers a row, not 6 probabilities"),
+        (np.nan, "what it gives are no probabilities"),
+        (1.5, "what it gives are no probabilities"),
+    ],
+)
+def test_a_model_that_cannot_score_leaves_the_old_one_serving(
+    watch: ChampionWatch, registry: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, answer: Any, said: str
+) -> None:
+    monkeypatch.setattr(champion, "load_version", Loads())
+    assert watch.refresh()
+    registry.execute("UPDATE registered_model_aliases SET version = 2")
+    monkeypatch.setattr(champion, "load_version", lambda *_: Bad(answer))
+    assert not watch.refresh()
+    assert watch.serving().version == "1"
+    assert (watch.problem, watch.failures) == (f"url-health version 2 cannot serve: {said}", 1)
 
 
 @pytest.mark.parametrize("content", [b"no database" * 100, None])

@@ -216,23 +216,6 @@ def test_a_monitor_is_probed_in_its_way_and_its_lag_is_counted(
     assert store.verdicts_after(0, limit=10).target.tolist() == [monitor.target.key]
 
 
-@pytest.mark.parametrize(("tasks", "wait_s"), [(0, 0.05), (1, 0.1)])
-def test_without_a_task_a_turn_ends_when_monitors_are_looked_for(
-    store: CrawlStore,
-    lease: Lease,
-    dispatcher: HandDispatcher,
-    monkeypatch: pytest.MonkeyPatch,
-    tasks: int,
-    wait_s: float,
-) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(dispatcher, "results", lambda timeout_s, **_: waits.append(timeout_s) or [])
-    for _ in range(tasks):
-        store.create_task(urls("a", 1))
-    CrawlRunner(store, lease, dispatcher, poll_s=0.05).step(0.1)
-    assert waits == [wait_s]
-
-
 @pytest.mark.parametrize("end", [CrawlStore.delete_task, CrawlStore.cancel_task])
 def test_what_a_deleted_or_cancelled_task_waits_for_is_not_probed(
     store: CrawlStore, lease: Lease, clock: HandClock, end: Callable[[CrawlStore, str], object]

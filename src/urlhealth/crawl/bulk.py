@@ -131,7 +131,8 @@ def _asked_for(connection: sa.Connection, frame: "pl.DataFrame") -> "pl.DataFram
         values = ", ".join(f"({target_id:d}, {first:d}, {last:d})" for target_id, first, last in some)
         rows += connection.exec_driver_sql(
             f"SELECT p.target_id, p.ts_ms FROM (VALUES {values}) AS w CROSS JOIN probes AS p "
-            "WHERE p.feeds_features AND p.target_id = w.column1 AND p.ts_ms BETWEEN w.column2 AND w.column3 AND coalesce(p.task_number, 0) <> 0"
+            "WHERE p.feeds_features AND coalesce(p.task_number, 0) <> 0 "
+            "AND p.target_id = w.column1 AND p.ts_ms BETWEEN w.column2 AND w.column3"
         ).all()
     return pl.DataFrame(rows, schema={"target_id": pl.Int64, "ts_ms": pl.Int64}, orient="row")
 

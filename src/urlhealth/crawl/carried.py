@@ -16,7 +16,8 @@ from urlhealth.errors import LeaseLost
 REBUILD: Final = -1
 
 _NAME: Final = "features"
-_POSITION: Final = sa.select(pipeline_positions.c.probe_id).where(pipeline_positions.c.name == _NAME)
+#: Counted: what was computed from states of before an erasure would bring back what was erased.
+_ERASURES: Final = "erasures"
 
 
 class CarriedStore:
@@ -37,8 +38,8 @@ class CarriedStore:
         So it is in a new database: what the feature stores hold then is of another one.
         """
         with self._engine.connect() as connection:
-            self._seen.position = position = _stored_position(connection)
-        return position
+            self._seen.marks = marks = _marks(connection)
+        return marks[0]
 
     def load(self, kind: str, keys: Sequence[str]) -> dict[str, bytes]:
         """The states of one kind, by key; keys without a state are absent."""
@@ -83,7 +84,8 @@ class CarriedStore:
                 )
                 connection.execute(upsert, rows)
             self._write_position(connection, position)
-        self._seen.position = position
+            marks = _marks(connection)
+        self._seen.marks = marks
 
     def clear(self, *, lease: Lease) -> None:
         """Forget all states and make the position REBUILD. Any process may, also while another one is the writer.
@@ -97,12 +99,12 @@ class CarriedStore:
 
     def _fence(self, connection: sa.Connection, lease: Lease) -> None:
         lease.fence(connection)
-        stored = _stored_position(connection)
-        seen = getattr(self._seen, "position", stored)
+        stored = _marks(connection)
+        seen = getattr(self._seen, "marks", stored)
         if stored != seen:
             raise LeaseLost(
-                f"the carried states were at position {seen} and are at {stored} now: another process was the writer "
-                "meanwhile, or a rebuild was asked for, and nothing was written"
+                f"the carried states were at position {seen[0]} and are at {stored[0]} now: another process was the "
+                "writer meanwhile, or a rebuild was asked for, or a URL erased, and nothing was written"
             )
 
     def _write_position(self, connection: sa.Connection, position: int) -> None:
@@ -110,6 +112,15 @@ class CarriedStore:
         connection.execute(upsert.on_conflict_do_update(index_elements=["name"], set_={"probe_id": position}))
 
 
-def _stored_position(connection: sa.Connection) -> int:
-    position: int | None = connection.scalar(_POSITION)
-    return REBUILD if position is None else position
+def count_erasure(connection: sa.Connection) -> None:
+    """In a transaction that erases states: what was computed from them is refused from then on."""
+    upsert = insert(connection, pipeline_positions).values(name=_ERASURES, probe_id=1)
+    more = pipeline_positions.c.probe_id + 1
+    connection.execute(upsert.on_conflict_do_update(index_elements=["name"], set_={"probe_id": more}))
+
+
+def _marks(connection: sa.Connection) -> tuple[int, int]:
+    """The position, and how many erasures there were."""
+    query = sa.select(pipeline_positions).where(pipeline_positions.c.name.in_([_NAME, _ERASURES]))
+    marks: dict[str, int] = dict(connection.execute(query).all())
+    return marks.get(_NAME, REBUILD), marks.get(_ERASURES, 0)

@@ -116,7 +116,7 @@ class Reading(Records):
         """What it is now. `known_for_s`: how long a state is known after the verdict that showed it."""
         now_ms, known_for_ms = self._clock(), round(known_for_s * 1000)
         with self._engine.connect() as connection:
-            target_id, target = _found(connection, url, name, owner)
+            target_id, target = find_target(connection, url, name, owner)
             newest = connection.execute(_spells_of(target_id).order_by(spells.c.start_ms.desc()).limit(1)).one_or_none()
             mine = sa.and_(probes.c.target_id == target_id, probes.c.feeds_features)
             last = connection.execute(
@@ -170,7 +170,7 @@ class Reading(Records):
         from_ms, to_ms = from_ms - from_ms % step_ms, to_ms + -to_ms % step_ms
         _check_steps(from_ms, to_ms, step_ms)
         with self._engine.connect() as connection:
-            target_id, target = _found(connection, url, name, owner)
+            target_id, target = find_target(connection, url, name, owner)
             points = _points(connection, target_id, from_ms, to_ms, step_ms)
         return UrlHistory(target=target, from_ms=from_ms, to_ms=to_ms, step_ms=step_ms, points=points)
 
@@ -180,7 +180,7 @@ class Reading(Records):
         """Its incidents, newest first."""
         now_ms = self._clock()
         with self._engine.connect() as connection:
-            target_id, _ = _found(connection, url, name, owner)
+            target_id, _ = find_target(connection, url, name, owner)
             kind = f"incidents-{target_id}"
             before_ms = 2**62 if cursor is None else cursor_number(kind, cursor)
             query = _spells_of(target_id).where(sa.not_(spells.c.up), spells.c.start_ms < before_ms)
@@ -188,7 +188,13 @@ class Reading(Records):
         return page(rows, limit, kind, lambda row: _incident_of(row, now_ms))
 
 
-def _found(connection: sa.Connection, url: str, name: str | None, owner: str) -> tuple[int, Target]:
+def find_target(connection: sa.Connection, url: str, name: str | None, owner: str) -> tuple[int, Target]:
+    """Id and target of an owner.
+
+    Raises:
+        InvalidRequest: the URL is none.
+        NotFound: the owner has no such target.
+    """
     key = parse_target(url, name=name).key
     query = sa.select(targets.c.id, *TARGET_COLUMNS).where(targets.c.owner == owner, targets.c.key == key)
     row = connection.execute(query).one_or_none()

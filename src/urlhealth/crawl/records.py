@@ -186,21 +186,13 @@ def add_targets(connection: sa.Connection, owner: str, wanted: Iterable[Target],
     )
 
 
-def urls_of(
-    connection: sa.Connection, task_number: int, target_ids: Sequence[int]
-) -> Sequence[tuple[int, int, str, int | None]]:
-    """The URLs of a task that mean one of the targets: target id, position, URL as sent, probe id."""
-    if not target_ids:
-        return []
-    # SQLite, which does not know how many URLs a task has, would read all of them.
+def by_hand(connection: sa.Connection, statement: str, **values: Any) -> Any:
+    """Execute a statement of ours, and return the driver's cursor: SQLAlchemy would make an object of each row.
+
+    `{hint}` after `task_urls` tells SQLite, which does not know how many URLs a task has, to find them by target.
+    """
     hint = "INDEXED BY ix_task_urls_task_number_target_id" if connection.dialect.name == "sqlite" else ""
-    # The numbers as text: thousands of parameters would take longer than the query.
-    query = (
-        f"SELECT target_id, position, sent_url, probe_id FROM task_urls {hint} "
-        f"WHERE task_number = {task_number:d} AND target_id IN ({', '.join(map(str, target_ids))})"
-    )
-    rows: Any = connection.exec_driver_sql(query).all()
-    return rows  # type: ignore[no-any-return]
+    return connection.exec_driver_sql(statement.format(hint=hint, **values)).cursor
 
 
 def remember(connection: sa.Connection, owner: str, wanted: Collection[Target], *, now_ms: int) -> dict[str, int]:

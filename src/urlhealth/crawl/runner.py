@@ -23,6 +23,9 @@ FEED_PAGE: Final = 2_000
 #: Results that are filed in one transaction, if so many are there before the turn is over.
 BATCH: Final = 1_000
 
+#: Slots of monitors that are handed out before their time. So a database that is busy does not make them late.
+AHEAD_MS: Final = 2_000
+
 
 @dataclass
 class _Feed:
@@ -73,9 +76,7 @@ class CrawlRunner:
         try:
             filed = self._file()  # left over from a turn that failed
             self._dispatch()
-            # While there is no task, monitors are looked for at once when it is time: their lag is measured.
-            wait_s = timeout_s if self._feeds else min(timeout_s, self._poll_s)
-            self._unfiled += self._dispatcher.results(wait_s, at_least=BATCH)
+            self._unfiled += self._dispatcher.results(timeout_s, at_least=BATCH)
             self._dispatch()  # before the filing, so that the dispatcher does not run dry meanwhile
             return filed + self._file()
         except LeaseLost as error:
@@ -140,7 +141,7 @@ class CrawlRunner:
             feed.in_flight.add(request.target_id)
 
     def _dispatch_monitors(self) -> None:
-        due = self._store.take_due_monitors(self._dispatcher.capacity, lease=self._lease)
+        due = self._store.take_due_monitors(self._dispatcher.capacity, lease=self._lease, ahead_ms=AHEAD_MS)
         if due:
             self._dispatcher.submit(
                 [

@@ -77,8 +77,11 @@ class Schedule(Records):
         """Of the slots that this store has handed out."""
         return Punctuality()
 
-    def take_due_monitors(self, limit: int, *, lease: Lease) -> list[tuple[int, Monitor]]:
+    def take_due_monitors(self, limit: int, *, lease: Lease, ahead_ms: int = 0) -> list[tuple[int, Monitor]]:
         """Up to `limit` monitors of all owners that are due, with their targets' ids, the longest due first.
+
+        With `ahead_ms` also those that will be due so soon; and none before one is due in half that time, so that it is
+        many in a transaction.
 
         `next_due_ms` of each is the slot that it is for; in the database it is the next one. Slots that were missed,
         and those under planned maintenance, are passed over.
@@ -90,7 +93,7 @@ class Schedule(Records):
         set_back = now_ms < self._looked_ms  # or this is the first look
         with self._engine.connect() as connection:
             first_ms = connection.scalar(_FIRST_DUE)
-        if not set_back and (first_ms is None or first_ms > now_ms):
+        if not set_back and (first_ms is None or first_ms > now_ms + ahead_ms // 2):
             self._looked_ms = now_ms
             return []
         with writing(self._engine) as connection:
@@ -102,10 +105,10 @@ class Schedule(Records):
             skipped = connection.scalar(_COUNT_MISSED, now)
             if skipped:
                 connection.execute(_SKIP_MISSED, now)
-            rows = connection.execute(_DUE.limit(limit), now).all()
+            rows = connection.execute(_DUE.limit(limit), {"now_ms": now_ms + ahead_ms}).all()
             due = [(row.target_id, monitor_of(row)) for row in rows]
             moves = [
-                (next_slot(m.target.key, m.interval_s, now_ms), row.number)
+                (next_slot(m.target.key, m.interval_s, max(now_ms, m.next_due_ms)), row.number)
                 for row, (_, m) in zip(rows, due, strict=True)
             ]
             run(connection, _MOVE, moves)

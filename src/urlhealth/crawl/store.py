@@ -8,9 +8,11 @@ import sqlalchemy as sa
 
 from urlhealth.crawl.bulk import Bulk
 from urlhealth.crawl.database import writing
+from urlhealth.crawl.erasing import Erasing
 from urlhealth.crawl.history import History
 from urlhealth.crawl.monitors import MonitorStore
 from urlhealth.crawl.reading import Reading
+from urlhealth.crawl.retention import Retention
 from urlhealth.crawl.schedule import Schedule
 from urlhealth.crawl.schema import predictions as prediction_log
 from urlhealth.crawl.tasks import TaskStore
@@ -21,7 +23,7 @@ from urlhealth.vocabulary import Prediction, Served
 _LOGGED: Final = tuple(f.name for f in fields(Prediction) if f.name in prediction_log.c)
 
 
-class CrawlStore(TaskStore, History, Reading, Bulk, MonitorStore, Schedule, WorkStore):
+class CrawlStore(TaskStore, History, Reading, Erasing, Retention, Bulk, MonitorStore, Schedule, WorkStore):
     """Tasks, targets with their history, monitors, the runner's work, and the log of what was predicted.
 
     Usable from any thread, and from any number of processes on one database. Every change is on disk when its method

@@ -14,11 +14,11 @@ from urlhealth.crawl.records import (
     RESULT_COLUMNS,
     Records,
     add_targets,
+    by_hand,
     cursor_number,
     new_id,
     page,
     result_of,
-    urls_of,
 )
 from urlhealth.crawl.schema import RECEIVING, idempotency_keys, probes, targets, task_urls, tasks
 from urlhealth.errors import InvalidRequest, KeyReused, NotFound
@@ -83,9 +83,12 @@ class Answered(NamedTuple):
     attempts: str | None
 
 
-_ANSWERED: Final = sa.select(
-    probes.c.id, probes.c.target_id, targets.c.key, *(probes.c[name] for name in Answered._fields[4:])
-).join(targets, targets.c.id == probes.c.target_id)
+_ANSWERED: Final = (
+    f"SELECT p.id, u.position, u.sent_url, t.key, {', '.join(f'p.{name}' for name in Answered._fields[4:])} "
+    "FROM (SELECT * FROM probes WHERE id > {after:d} AND task_number = {number:d} ORDER BY id LIMIT {limit:d}) AS p "
+    "JOIN targets AS t ON t.id = p.target_id "
+    "JOIN task_urls AS u {hint} ON u.task_number = p.task_number AND u.target_id = p.target_id ORDER BY p.id"
+)
 
 
 class _KeyTaken(Exception):
@@ -277,7 +280,7 @@ class TaskStore(Records):
             yield from map(_task_result_of, rows)
             if len(rows) < _PAGE:
                 return
-            position += _PAGE
+            position = rows[-1].position + 1  # there are gaps where URLs were erased
 
     def last_probe_id(self) -> int:
         """Id of the newest probe, of whatever; 0 before the first."""
@@ -294,16 +297,8 @@ class TaskStore(Records):
         """
         with self._engine.connect() as connection:
             number = _task_row(connection, task_id, owner).number
-            query = _ANSWERED.where(probes.c.id > after, probes.c.task_number == number).limit(_PAGE)
-            rows = connection.execute(query.order_by(probes.c.id)).all()
-            urls: dict[int, list[tuple[int, str]]] = {}
-            for target_id, position, sent_url, _ in urls_of(connection, number, [row[1] for row in rows]):
-                urls.setdefault(target_id, []).append((position, sent_url))
-        return [
-            Answered(probe_id, *url, *values)
-            for probe_id, target_id, *values in rows
-            for url in urls.get(target_id, ())
-        ]
+            rows = by_hand(connection, _ANSWERED, after=after, number=number, limit=_PAGE).fetchall()
+        return list(map(Answered._make, rows))
 
     def task_event(self, task_id: str, *, after: str | None = None, owner: str = LOCAL_OWNER) -> TaskEvent | None:
         """How far a task has come, unless that is what the event of the id `after` has said already.

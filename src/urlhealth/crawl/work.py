@@ -7,16 +7,16 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import chunks, order_probe_ids, run, writing
+from urlhealth.crawl.database import chunks, order_probe_ids, writing
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import (
     LOOKUP_CHUNK,
     ProbeRow,
     Records,
+    by_hand,
     feeds_features,
     insert_probes,
     probe_row,
-    urls_of,
 )
 from urlhealth.crawl.schema import RECEIVING, monitors, probes, targets, task_urls, tasks
 from urlhealth.crawl.tasks import BROKEN_OFF_MS
@@ -29,7 +29,16 @@ from urlhealth.vocabulary import (
     TaskStatus,
 )
 
-_ANSWER_URLS: Final = "UPDATE task_urls SET probe_id = ? WHERE task_number = ? AND position = ?"
+#: What waits for a task's targets, and how many URLs each has.
+_WAITING: Final = (
+    "SELECT target_id, count(*) FROM task_urls {hint} "
+    "WHERE task_number = {number:d} AND target_id IN ({target_ids}) AND probe_id IS NULL GROUP BY target_id"
+)
+#: Gives the URLs that wait the probes after some id.
+_ANSWER_URLS: Final = (
+    "UPDATE task_urls {hint} SET probe_id = p.id FROM probes AS p WHERE p.id > {before:d} "
+    "AND task_urls.task_number = p.task_number AND task_urls.target_id = p.target_id AND task_urls.probe_id IS NULL"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,11 +129,28 @@ class WorkStore(Records):
         """Store results and give each to what asked for it, in one transaction; returns how many were stored.
 
         A target of a task gets one result: a second one is dropped. The result for a task or monitor that was deleted
-        meanwhile goes into the target's history all the same; one for a task that was cancelled is shown in it.
+        meanwhile goes into the target's history all the same; one for a task that was cancelled is shown in it. What
+        was found of a target that was erased meanwhile is dropped.
 
         Raises:
             LeaseLost: another process is the writer; nothing was written.
         """
+        try:
+            return self._file(results, worker=worker, lease=lease)
+        except sa.exc.IntegrityError:  # a target was erased while it was probed
+            return self._file(self._of_known_targets(results), worker=worker, lease=lease)
+
+    def _of_known_targets(self, results: Sequence[Probed]) -> list[Probed]:
+        ids = sorted({probed.request.target_id for probed in results})
+        with self._engine.connect() as connection:
+            known = {
+                target_id
+                for some in chunks(ids, LOOKUP_CHUNK)
+                for target_id in connection.scalars(sa.select(targets.c.id).where(targets.c.id.in_(some)))
+            }
+        return [probed for probed in results if probed.request.target_id in known]
+
+    def _file(self, results: Sequence[Probed], *, worker: str, lease: Lease) -> int:
         with writing(self._engine) as connection:
             lease.fence(connection)
             order_probe_ids(connection)
@@ -141,10 +167,8 @@ class _Progress:
     """What a batch adds to a task."""
 
     row: Any
-    #: By target id: the positions of the task's URLs that wait for it.
-    waiting: dict[int, list[int]] = field(default_factory=dict)
-    #: The same of those that have got a result.
-    answered: dict[int, list[int]] = field(default_factory=dict)
+    #: By target id: how many of the task's URLs wait for it.
+    waiting: dict[int, int] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
@@ -172,11 +196,10 @@ class _Batch:
             request = probed.request
             task = self._tasks.get(request.task_id or "")
             if task is not None:
-                positions = task.waiting.pop(request.target_id, None)
-                if positions is None:
+                urls = task.waiting.pop(request.target_id, 0)
+                if not urls:
                     continue
-                task.answered[request.target_id] = positions
-                task.outcomes[probed.result.outcome._value_] += len(positions)
+                task.outcomes[probed.result.outcome._value_] += urls
             self.rows.append(
                 probe_row(
                     probed.result,
@@ -191,15 +214,8 @@ class _Batch:
 
     def answer_urls(self, before: int) -> None:
         """Give each URL that waits the probe of its task and target; `before` is the id of the last older probe."""
-        by_number = {task.row.number: task for task in self._tasks.values()}
-        new = sa.select(probes.c.id, probes.c.task_number, probes.c.target_id)
-        new = new.where(probes.c.id > before, probes.c.task_number.is_not(None))
-        answers = [
-            (probe_id, number, position)
-            for probe_id, number, target_id in self._connection.execute(new).all()
-            for position in by_number[number].answered[target_id]
-        ]
-        run(self._connection, _ANSWER_URLS, answers)
+        if self._tasks:
+            by_hand(self._connection, _ANSWER_URLS, before=before)
 
     def update_tasks(self, worker: str, *, now_ms: int) -> None:
         """Write the counters of the tasks, and end those that have all their results."""
@@ -225,13 +241,13 @@ class _Batch:
         ]
 
     def _find_waiting(self, results: Sequence[Probed]) -> None:
-        """For each task, find the URLs that wait for the targets of these results."""
+        """For each task, count the URLs that wait for the targets of these results."""
         wanted: dict[str, list[int]] = {}
         for probed in results:
             if probed.request.task_id in self._tasks:
                 wanted.setdefault(probed.request.task_id or "", []).append(probed.request.target_id)
         for task_id, target_ids in wanted.items():
             task = self._tasks[task_id]
-            for target_id, position, _, probe_id in urls_of(self._connection, task.row.number, target_ids):
-                if probe_id is None:
-                    task.waiting.setdefault(target_id, []).append(position)
+            # The numbers as text: thousands of parameters would take longer than the query.
+            ids = ", ".join(map(str, target_ids))
+            task.waiting.update(by_hand(self._connection, _WAITING, number=task.row.number, target_ids=ids).fetchall())

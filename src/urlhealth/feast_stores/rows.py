@@ -97,6 +97,18 @@ class PackedRows:
                 rows,
             )
 
+    def erase(self, table: str, keys: Sequence[bytes], *, until_us: int) -> int:
+        """Delete the rows of these keys that are not newer; returns how many there were.
+
+        Raises:
+            StoreUnavailable: the file cannot be written.
+        """
+        if table not in self.tables():
+            return 0
+        with self._errors("written"), self._writer() as connection:
+            statement = f"DELETE FROM {_quoted(table)} WHERE key = ? AND event_us <= ?"
+            return connection.executemany(statement, [(key, until_us) for key in keys]).rowcount
+
     def define(self, table: str, layout: Layout) -> bool:
         """Make the table of a view, or empty it if it holds another schema; whether rows were lost by that."""
         with self._errors("written"), self._writer() as connection:

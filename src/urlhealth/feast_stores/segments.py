@@ -221,6 +221,41 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+def erase(folder: Path, entity: Mapping[str, str], *, timestamp_column: str, until_us: int) -> int:
+    """Delete the rows of an entity up to an instant, from all files, also from those that a merged one stands for.
+
+    Only by the writer, and not while it publishes. Returns how many rows there were in the files in force.
+
+    Args:
+        entity: the column's name, and the key.
+
+    Raises:
+        StoreUnavailable: the folder cannot be written.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    ((column, key),) = entity.items()
+    count, kept = 0, set(files(folder))
+    for file in sorted(folder.glob("day=*/*.parquet")):
+        with _writing(file.stem, folder):
+            found = pc.equal(pq.read_table(file, columns=[column])[column], key)
+            if not pc.any(found).as_py():
+                continue
+            modified_ns, table = file.stat().st_mtime_ns, pq.read_table(file)
+            rows = pc.and_(found, pc.less_equal(table[timestamp_column].cast("int64"), until_us))
+            count += pc.sum(rows).as_py() if file in kept else 0
+            left = table.filter(pc.invert(rows))
+
+            def write(temporary: Path, left: Any = left, modified_ns: int = modified_ns) -> None:
+                pq.write_table(left, temporary, compression="zstd")
+                # The newest file's schema is the dataset's: this one is as old as before.
+                os.utime(temporary, ns=(modified_ns, modified_ns))
+
+            replace_file(file, write)
+    return count
+
+
 def in_microseconds(table: Any) -> Any:
     """The `pyarrow.Table` with each timestamp column cast to microseconds, UTC (finer parts are cut off)."""
     import pyarrow as pa

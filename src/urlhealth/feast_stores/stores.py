@@ -148,6 +148,26 @@ class FeatureStores:
         self._online.drop([table for table in self._online.tables() if table.startswith(_DRAFT)])
         self._leftovers = False
 
+    def erase(self, entity: str, key: str, *, until_ms: int, offline: bool = True) -> int:
+        """Erase the states of an entity up to an instant; returns how many there were.
+
+        Args:
+            entity: `url`, `host` or `group`.
+            offline: only the writer may erase there, from the thread that publishes.
+
+        Raises:
+            ConfigurationError: Feast's stores are not the embedded ones.
+            StoreUnavailable: a store cannot be written.
+        """
+        count = 0
+        for view in STATE_VIEWS:
+            if view.entity == entity:
+                count += self._online.erase(self._table(view), string_keys(entity, [key]), until_us=until_ms * 1000)
+                if offline:
+                    folder = self._offline / view.name
+                    count += segments.erase(folder, {entity: key}, timestamp_column=_EVENT, until_us=until_ms * 1000)
+        return count
+
     def read(self, view: StateView, keys: Sequence[str]) -> OnlineStates:
         """The newest states of the entities with these keys, in their order; no Feast, no protobuf.
 

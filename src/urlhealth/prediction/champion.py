@@ -11,9 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
-from urlhealth.errors import ModelMismatch, StoreUnavailable, UrlHealthError, one_line
+import numpy as np
+
+from urlhealth.errors import ModelMismatch, NoModel, NotFound, StoreUnavailable, UrlHealthError, one_line
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.columns import names
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import CHAMPION, MODEL_NAME
+from urlhealth.vocabulary import CHAMPION, MODEL_NAME, PROBABILITIES
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -27,6 +31,8 @@ BUNDLED: Final = "bundled"
 BUNDLED_FILE: Final = Path(__file__).with_name("bundled") / "url-health.skops"
 
 _SQLITE: Final = "sqlite:///"
+#: MLflow's codes for a model, version or alias that there is not.
+_ABSENT: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 #: Time that a tracking server has to answer whether it is there.
 _ANSWER_S: Final = 5.0
 
@@ -53,6 +59,8 @@ class ChampionWatch:
         self.looked = False
         #: Why the registered model does not serve, in words; None if it does, or if there is none.
         self.problem: str | None = None
+        #: How often a registered model could not be loaded.
+        self.failures = 0
 
     def check(self) -> None:
         """Make sure that the registry can be read, if there is one yet; without MLflow, whose import takes seconds.
@@ -80,8 +88,20 @@ class ChampionWatch:
             changed, self.problem = self._follow(), None
         except (UrlHealthError, OSError) as error:
             changed, self.problem = False, one_line(error)
+            self.failures += 1
         self.looked = True
         return changed
+
+    def serving(self) -> Champion:
+        """The model that serves now.
+
+        Raises:
+            NoModel: there is none yet, or none that can be loaded; says which.
+        """
+        current, problem = self.current, self.problem
+        if current is None:
+            raise NoModel(problem or f"no model is registered as {MODEL_NAME} yet: run `urlhealth train`")
+        return current
 
     def _follow(self) -> bool:
         version = self._registered_version() or (self.current.version if self.current else BUNDLED)
@@ -90,21 +110,46 @@ class ChampionWatch:
         if version in self._refused:
             raise ModelMismatch(self._refused[version])
         try:
-            forecaster = load_bundled() if version == BUNDLED else load_version(self._uri, version)
+            loaded = load(self._uri, version)
         except UrlHealthError as error:
             words = f"{MODEL_NAME} version {version} cannot serve: {error}"
             if isinstance(error, ModelMismatch):
                 self._refused[version] = words
             raise type(error)(words) from error
-        self.current = Champion(name=MODEL_NAME, version=version, forecaster=forecaster)
+        self.current = loaded  # Requests under way keep the one that they began with.
         log.info("model %s version %s serves", MODEL_NAME, version)
         return True
 
     def _registered_version(self) -> str | None:
-        if self._uri.startswith(_SQLITE):
-            return _peek(self._uri)
-        registered = champion_version(self._uri)
-        return None if registered is None else str(registered.version)
+        return alias_version(self._uri, CHAMPION)
+
+
+def load(tracking_uri: str, version: str) -> Champion:
+    """A version, ready to serve: its files read, and rows scored with it.
+
+    Raises:
+        ModelMismatch: it is none, or not for this version's features, or does not give probabilities.
+        NotFound: it is not registered.
+        StoreUnavailable: its files cannot be read.
+    """
+    forecaster = load_bundled() if version == BUNDLED else load_version(tracking_uri, version)
+    _warm_up(forecaster)
+    return Champion(name=MODEL_NAME, version=version, forecaster=forecaster)
+
+
+def _warm_up(forecaster: "HealthForecaster") -> None:
+    """Score rows as requests do, with little known and of either state, so that no request is the first."""
+    rows = np.full((3, len(VECTOR)), np.nan, np.float32)
+    rows[1:] = 0.0
+    rows[2, names(VECTOR).index("failing_now")] = 1.0
+    try:
+        probabilities = forecaster.predict_proba(rows)
+    except Exception as error:  # A model made elsewhere may fail in any way.
+        raise ModelMismatch(f"it cannot score rows of features: {one_line(error)}") from error
+    if probabilities.shape != (len(rows), len(PROBABILITIES)):
+        raise ModelMismatch(f"it gives {probabilities.shape[1:]} numbers a row, not {len(PROBABILITIES)} probabilities")
+    if not ((probabilities >= 0) & (probabilities <= 1)).all():
+        raise ModelMismatch("what it gives are no probabilities")
 
 
 def load_bundled() -> "HealthForecaster":
@@ -123,6 +168,7 @@ def load_version(tracking_uri: str, version: str) -> "HealthForecaster":
 
     Raises:
         ModelMismatch: it is none, or not for this version's features.
+        NotFound: it is not registered.
         StoreUnavailable: its files cannot be read.
     """
     import mlflow.artifacts
@@ -130,6 +176,7 @@ def load_version(tracking_uri: str, version: str) -> "HealthForecaster":
 
     from urlhealth.prediction.estimators import load_forecaster
 
+    source = None
     with TemporaryDirectory(prefix="urlhealth-model-") as folder:
         try:
             # Not `models:/name/version`: MLflow would resolve that in a registry in the working folder, and make it.
@@ -139,6 +186,8 @@ def load_version(tracking_uri: str, version: str) -> "HealthForecaster":
         except ModelMismatch:
             raise
         except Exception as error:  # MLflow lets through whatever its back ends raise.
+            if source is None and getattr(error, "error_code", None) in _ABSENT:
+                raise NotFound(f"there is no version {version} of {MODEL_NAME}") from error
             raise StoreUnavailable(f"its files cannot be read: {one_line(error)}") from error
 
 
@@ -148,15 +197,36 @@ def champion_version(tracking_uri: str) -> "ModelVersion | None":
     Raises:
         StoreUnavailable: the registry cannot say.
     """
+    return _aliased(tracking_uri, CHAMPION)
+
+
+def alias_version(tracking_uri: str, alias: str) -> str | None:
+    """Number of the version with an alias; None if there is none. An SQLite registry is read without MLflow.
+
+    Raises:
+        StoreUnavailable: the registry cannot say.
+    """
+    if tracking_uri.startswith(_SQLITE):
+        return _peek(tracking_uri, alias)
+    registered = _aliased(tracking_uri, alias)
+    return None if registered is None else str(registered.version)
+
+
+def has_registry(tracking_uri: str) -> bool:
+    """Whether there is one: MLflow would make an SQLite registry that it is only asked to read."""
+    return not tracking_uri.startswith(_SQLITE) or Path(tracking_uri.removeprefix(_SQLITE)).exists()
+
+
+def _aliased(tracking_uri: str, alias: str) -> "ModelVersion | None":
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
         client = MlflowClient(tracking_uri=tracking_uri)
         try:
-            return client.get_model_version_by_alias(MODEL_NAME, CHAMPION)
+            return client.get_model_version_by_alias(MODEL_NAME, alias)
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model, or no alias
+            if error.error_code in _ABSENT:
                 return None
             raise
     except Exception as error:  # MLflow lets through whatever its back ends raise.
@@ -170,8 +240,8 @@ def unavailable(uri: str, error: object) -> StoreUnavailable:
     )
 
 
-def _peek(uri: str) -> str | None:
-    """The champion's version in MLflow's SQLite file, read without MLflow.
+def _peek(uri: str, alias: str = CHAMPION) -> str | None:
+    """The version with an alias in MLflow's SQLite file, read without MLflow.
 
     MLflow makes and migrates the file when it opens it: that takes seconds, and would get in the way of a first
     training that does the same at that moment.
@@ -182,7 +252,7 @@ def _peek(uri: str) -> str | None:
             return None
         with closing(sqlite3.connect(f"{registry.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             row = connection.execute(
-                "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", (MODEL_NAME, CHAMPION)
+                "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", (MODEL_NAME, alias)
             ).fetchone()
     except (sqlite3.DatabaseError, OSError) as error:
         code = getattr(error, "sqlite_errorcode", None)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from urlhealth.crawl.store import CrawlStore
-from urlhealth.errors import InvalidRequest, NoModel
+from urlhealth.errors import InvalidRequest
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features import vector
 from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, URL_STATE, VECTOR, describe
@@ -16,7 +16,6 @@ from urlhealth.prediction.champion import Champion, ChampionWatch
 from urlhealth.probing.urls import parse_targets
 from urlhealth.vocabulary import (
     HORIZONS,
-    MODEL_NAME,
     PROBABILITIES,
     Clock,
     FeatureVector,
@@ -121,15 +120,8 @@ class Predictor:
         return self._predict([target.url for target in targets], targets, horizons, model, explain=explain)
 
     def champion(self) -> Champion:
-        """The model that serves now.
-
-        Raises:
-            NoModel: there is none yet, or none that can be loaded; says which.
-        """
-        champion, problem = self._champion.current, self._champion.problem
-        if champion is None:
-            raise NoModel(problem or f"no model is registered as {MODEL_NAME} yet: run `urlhealth train`")
-        return champion
+        """The model that serves now; raises as :meth:`ChampionWatch.serving` does."""
+        return self._champion.serving()
 
     def _predict(
         self,

@@ -123,6 +123,8 @@ class ProbeEngine:
         self._for_robots: dict[str, list[_Job]] = {}
         #: Jobs that are tried again: when, a tie-break, which.
         self._later: list[tuple[float, int, _Job]] = []
+        #: The same of slots of monitors before their time.
+        self._ahead: list[tuple[float, int, _Job]] = []
         self._tie = count()
         self._network = OwnNetwork() if self._canary else None
         self._active: dict[pycurl.Curl, tuple[Transfer, _Job]] = {}
@@ -135,9 +137,11 @@ class ProbeEngine:
 
     @property
     def capacity(self) -> int:
-        """How many more requests it can take now; results that nobody has fetched take room too."""
+        """How many more requests it can take now; results that nobody has fetched take room too, and slots of monitors
+        none before their time.
+        """
         with self._lock:
-            return max(0, self._room - self._unfinished)
+            return max(0, self._room - self._unfinished + len(self._ahead))
 
     @property
     def failed(self) -> bool:
@@ -215,13 +219,22 @@ class ProbeEngine:
                 self._lock.wait_for(lambda: self._submitted or self._cancelled or self._closing, self._idle_s())
         if self._submitted or self._cancelled:
             with self._lock:
-                self._ready.extend(map(_Job, self._submitted))
-                self._submitted.clear()
+                submitted, self._submitted = self._submitted, []
+                self._accept(submitted)
                 if self._cancelled:
                     self._unfinished -= self._drop(self._cancelled)
                     self._cancelled.clear()
                     self._lock.notify_all()
         return not self._closing
+
+    def _accept(self, requests: Sequence[ProbeRequest]) -> None:
+        """Take requests into the loop: a slot of a monitor waits for its time."""
+        for request in requests:
+            if request.due_ms is None:
+                self._ready.append(_Job(request))
+            else:
+                due_s = self._timer() + (request.due_ms - self._clock()) / 1000
+                heapq.heappush(self._ahead, (due_s, next(self._tie), _Job(request)))
 
     def _idle_s(self) -> float | None:
         """How long until something that waits is due; None if nothing waits."""
@@ -229,6 +242,7 @@ class ProbeEngine:
             self._hosts.next_due_s,
             self._network.next_due_s if self._network else None,
             self._later[0][0] if self._later else None,
+            self._ahead[0][0] if self._ahead else None,
         )
         due_s = min((when_s for when_s in waiting if when_s is not None), default=None)
         return None if due_s is None else max(due_s - self._timer(), 0.0)
@@ -251,7 +265,9 @@ class ProbeEngine:
             self._for_robots[site] = [*filter(wanted, jobs)]
             dropped += len(jobs) - len(self._for_robots[site])
         for curl in [curl for curl, (_, job) in self._active.items() if not wanted(job)]:
-            self._retire(curl)
+            transfer, job = self._active.pop(curl)
+            self._multi.remove_handle(curl)
+            self._release(transfer, job, self._timer())
             dropped += 1
         return dropped
 
@@ -259,6 +275,8 @@ class ProbeEngine:
         """Take up what has waited for long enough."""
         while self._later and self._later[0][0] <= now_s:
             self._ready.append(heapq.heappop(self._later)[2])
+        while self._ahead and self._ahead[0][0] <= now_s:
+            self._ready.appendleft(heapq.heappop(self._ahead)[2])  # not in line behind tasks
         if (due_s := self._hosts.next_due_s) is not None and due_s <= now_s:
             self._ready.extendleft(reversed(self._hosts.due(now_s)))
         if self._network is not None:
@@ -268,13 +286,14 @@ class ProbeEngine:
 
     def _start(self, now_s: float) -> None:
         """Begin as many probes as the limits allow."""
-        limit = min(self._concurrency, len(self._active) + _STARTS_PER_TURN)
-        while self._ready and len(self._active) < limit:
-            job = self._ready.popleft()
+        ready, active, begin = self._ready, self._active, self._hosts.begin
+        limit = min(self._concurrency, len(active) + _STARTS_PER_TURN)
+        while ready and len(active) < limit:
+            job = ready.popleft()
             request = job.request
             if request.options.robots and not self._robots_allow(job, now_s):
                 continue
-            turn = self._hosts.begin(request.target.host, job, now_s)
+            turn = begin(request.target.host, job, now_s)
             if turn is Turn.GO:
                 self._begin(job, now_s)
             elif turn is Turn.GIVE_UP:
@@ -287,8 +306,7 @@ class ProbeEngine:
             self._multi.add_handle(transfer.curl)
         except Exception as error:
             # Whatever stands in a request must not end the thread.
-            self._idle.append(transfer)
-            self._ready.extendleft(reversed(self._hosts.end(job.request.target.host, now_s)))
+            self._release(transfer, job, now_s)
             self._conclude(job, transfer.unrequestable(error))
         else:
             self._active[transfer.curl] = (transfer, job)
@@ -300,22 +318,23 @@ class ProbeEngine:
         """Let libcurl work, and file what has finished."""
         if self._active:
             self._multi.perform()
+            now_s = self._timer()
             finished = False
             left = 1
             while left:
                 left, good, bad = self._multi.info_read()
                 for curl in good:
-                    self._finish(curl, pycurl.E_OK, "")
+                    self._finish(curl, pycurl.E_OK, "", now_s)
                 for curl, code, message in bad:
-                    self._finish(curl, code, message)
+                    self._finish(curl, code, message, now_s)
                 finished = finished or bool(good or bad)
             if not finished and not (self._ready and len(self._active) < self._concurrency):
                 self._multi.select(_WAIT_S)
         if self._found:
             self._hand_over()
 
-    def _finish(self, curl: pycurl.Curl, code: int, message: str) -> None:
-        transfer, job = self._active[curl]
+    def _finish(self, curl: pycurl.Curl, code: int, message: str, now_s: float) -> None:
+        transfer, job = self._active.pop(curl)
         try:
             result = transfer.result(code, message)
             if result.status_code is not None and job.request is not self._canary:
@@ -324,15 +343,15 @@ class ProbeEngine:
             # A server may send what nobody thought of, and must not end the thread by it.
             _log.exception("the answer of %s cannot be read", job.request.target.url)
             result = transfer.unreadable(error)
-        self._retire(curl)
+        self._multi.remove_handle(curl)
+        self._release(transfer, job, now_s)
         self._conclude(job, result, transfer)
 
-    def _retire(self, curl: pycurl.Curl) -> None:
-        """Take a transfer out of the loop, finished or not."""
-        transfer, job = self._active.pop(curl)
-        self._multi.remove_handle(curl)
+    def _release(self, transfer: Transfer, job: _Job, now_s: float) -> None:
+        """Keep a transfer for the next job, and let those begin that have waited for this one's end."""
         self._idle.append(transfer)
-        self._ready.extendleft(reversed(self._hosts.end(job.request.target.host, self._timer())))
+        if freed := self._hosts.end(job.request.target.host, now_s):
+            self._ready.extendleft(reversed(freed))
 
     def _heed(self, result: ProbeResult, transfer: Transfer) -> None:
         """Leave a host alone that asks for it: by 429, or by 503 with the time after which to come again."""

@@ -1,6 +1,6 @@
 """Which addresses may be connected to: globally routable ones, and those that the operator allows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
@@ -18,11 +18,8 @@ class AddressGuard:
     def __init__(self, allow: Sequence[IPv4Network | IPv6Network] = ()) -> None:
         """`allow`: networks that may be probed although they are private, loopback or reserved."""
         self._allow = tuple(allow)
-        self._cached = lru_cache(maxsize=65_536)(self._judge)
-
-    def refusal(self, address: str) -> str | None:
-        """Why this address (as text) must not be connected to; None if it may."""
-        return self._cached(address)
+        #: Why an address (as text) must not be connected to; None if it may.
+        self.refusal: Callable[[str], str | None] = lru_cache(maxsize=65_536)(self._judge)
 
     def _judge(self, text: str) -> str | None:
         try:

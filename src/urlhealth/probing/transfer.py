@@ -228,10 +228,10 @@ class Transfer:
         )
         dns = info(pycurl.NAMELOOKUP_TIME_T)
         connect = info(pycurl.CONNECT_TIME_T)
-        tls = info(pycurl.APPCONNECT_TIME_T)
+        https = final_url.startswith("https:")
+        tls = info(pycurl.APPCONNECT_TIME_T) if https else 0
         sent = info(pycurl.PRETRANSFER_TIME_T)
         first_byte = info(pycurl.STARTTRANSFER_TIME_T)
-        https = final_url.startswith("https:")
         # libcurl sums its times over redirects. Those of the handshakes cannot be told from the rest if only some of
         # the requests had one.
         tls_told = https and self._https
