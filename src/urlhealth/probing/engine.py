@@ -39,6 +39,8 @@ _HAND_OVER_S: Final = 0.005
 #: short enough for what comes next not to wait behind slow hosts.
 _FIT_S: Final = 0.25
 _LEAST_QUEUE: Final = 64
+#: By how much the clock may fall behind while a slot of a monitor waits: none is begun before its time.
+_DRIFT_MS: Final = 2
 #: Longest that `close` waits for the loop's end.
 _CLOSE_S: Final = 1.0
 
@@ -233,7 +235,7 @@ class ProbeEngine:
             if request.due_ms is None:
                 self._ready.append(_Job(request))
             else:
-                due_s = self._timer() + (request.due_ms - self._clock()) / 1000
+                due_s = self._timer() + (request.due_ms - self._clock() + _DRIFT_MS) / 1000
                 heapq.heappush(self._ahead, (due_s, next(self._tie), _Job(request)))
 
     def _idle_s(self) -> float | None:
