@@ -2,13 +2,14 @@
 
 import sys
 
-from benchmarks import crawl, feast, polling, probing, service
+from benchmarks import crawl, feast, monitors, polling, probing, service
 
 BENCHMARKS = {
     "feast": feast.main,
     "probing": probing.main,
     "crawl": crawl.main,
     "service": service.main,
+    "monitors": monitors.main,
     "polling": polling.main,
 }
 

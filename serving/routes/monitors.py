@@ -108,7 +108,8 @@ async def create_monitors(request: Request, platform: PlatformDep) -> Response:
     """A monitor is first probed within one interval, and then once in each.
 
     One that cannot be is an error. Of several each has its answer, and the good ones are stored whatever the others
-    are, some thousand at once, as they come. If the call breaks off, send it again: what is there already is said to be.
+    are, some thousand at once, as they come. If the call breaks off, send it again: what is there already is said to
+    be.
     """
     answer: Response = await to_thread.run_sync(_create, request, platform.crawl, limiter=request.app.state.uploads)
     return answer
