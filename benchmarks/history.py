@@ -102,10 +102,9 @@ def reading(urls: int, years: int, folder: Path) -> dict[str, float]:
             for name, once in {
                 "state and uptime": ask(api),
                 "history, a year by day": ask(f"{api}/history", step="1d", **{"from": year}),
-                "history, a year by 9 hours": ask(f"{api}/history", step="9h", **{"from": year}),
                 "history, 41 days by hour (1,000 points)": ask(f"{api}/history", step="1h", **{"from": month}),
                 "history, the last day": ask(f"{api}/history"),
-                "incidents": ask(f"{api}/incidents", limit=1000),
+                "incidents (80)": ask(f"{api}/incidents", limit=80),
             }.items():
                 once()
                 taken = sorted(_ms(once) for _ in range(REPEATS))

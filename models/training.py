@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Features that each baseline learns from beside the state now; one logistic curve for targets up, one for failing.
 BASELINES: Final = {"as it is now": (), "its past failure rate": ("failing_share_ever",)}
-BASELINE_RIDGE: Final = (1.0, 1.0, 1.0)
+BASELINE_RIDGE: Final = (1.0,) * len(PROBABILITIES)
 
 #: Share of the time that is held out, and the least that it must be.
 TEST_SHARE = 0.2
@@ -98,7 +98,7 @@ def train_from(
     *,
     seed: int = 0,
     promote: bool = True,
-    max_rows: int = 1_000_000,
+    max_rows: int = 700_000,
     report: Callable[[str], Any] = print,
 ) -> TrainingReport:
     """As :func:`train`, from a history in a Parquet file (see `models.tables`) in place of the stored one.

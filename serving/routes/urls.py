@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Query
+import orjson
+from fastapi import APIRouter, Query, Response
 
 from serving.dependencies import Cursor, Limit, PlatformDep
 from serving.openapi import problems
@@ -50,12 +51,12 @@ def get_history(
         Query(
             pattern=r"^[1-9]\d{0,4}[smhd]$",
             description=f"Seconds, minutes, hours or days; {MAX_POINTS} steps at most. Below 1h for a day at most, "
-            "below 1d for a year. Unless given, one that fits.",
+            "below 1d for two months. Unless given, one that fits.",
             examples=["1h"],
         ),
     ] = None,
     name: Name = None,
-) -> UrlHistory:
+) -> Response:
     """Verdicts by outcome and durations in steps, which begin at multiples of their length since 1970 UTC."""
     history = platform.crawl.url_history(
         url,
@@ -65,7 +66,7 @@ def get_history(
         name=name,
         owner=LOCAL_OWNER,
     )
-    return UrlHistory.of(history)
+    return Response(orjson.dumps(UrlHistory.content(history)), media_type="application/json")
 
 
 @router.get("/incidents", summary="List a URL's incidents, newest first", responses=problems(404, 422, 503))

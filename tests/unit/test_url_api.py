@@ -1,6 +1,7 @@
 """What is told of a URL over HTTP, over a real platform in a folder of its own."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving.app import create_app
+from serving.schemas import UrlHistory
 from urlhealth.platform import Platform
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings
@@ -83,7 +85,14 @@ def test_the_history(http: TestClient, platform: Platform) -> None:
         {"start": f"2025-12-31T{hour}:00:00.000Z", "outcomes": {"ok": 60}, "deviation_ms": 0.0, **durations}
         for hour in (22, 23)
     ]
-    assert get(http, "/history")["step_s"] == 300
+    UrlHistory.model_validate(history, strict=True)
+
+
+@pytest.mark.parametrize(("days", "step_s"), [(1, 300), (3, 3600), (60, 6 * 3600), (90, 86_400), (3650, 30 * 86_400)])
+def test_a_step_that_fits(days: int, step_s: int, http: TestClient, platform: Platform) -> None:
+    stored(platform, (1, Outcome.OK))
+    start = datetime.fromtimestamp(NOW_MS / 1000 - days * 86_400, UTC).isoformat()
+    assert get(http, "/history", **{"from": start})["step_s"] == step_s
 
 
 def test_the_incidents(http: TestClient, platform: Platform) -> None:

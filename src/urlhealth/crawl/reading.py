@@ -33,7 +33,7 @@ MAX_POINTS: Final = 1_000
 #: Longest history in steps of less than an hour, which are read from the probes; and of less than a day, which are read
 #: from roll-ups by hour.
 _FROM_PROBES_MS: Final = DAY_MS
-_FROM_HOURS_MS: Final = 366 * DAY_MS
+_FROM_HOURS_MS: Final = 62 * DAY_MS
 _LAST_MS: Final = 221_845_392_000_000
 #: Steps of a history for which none was given: the shortest that makes no more points than `_GOOD_POINTS`.
 _STEPS_MS: Final = (60_000, 300_000, 900_000, HOUR_MS, 3 * HOUR_MS, 6 * HOUR_MS, DAY_MS, 7 * DAY_MS, 30 * DAY_MS)
@@ -238,7 +238,15 @@ def _uptime(connection: sa.Connection, target_id: int, now_ms: int) -> dict[str,
 
 def _step_for(length_ms: int) -> int:
     """A step for a history of this length."""
-    return next((step for step in _STEPS_MS if length_ms <= step * _GOOD_POINTS), _STEPS_MS[-1])
+    fitting = (step for step in _STEPS_MS if length_ms <= min(step * _GOOD_POINTS, _longest_ms(step)))
+    return next(fitting, _STEPS_MS[-1])
+
+
+def _longest_ms(step_ms: int) -> int:
+    """The longest history in such steps: bounds what is read for it."""
+    if step_ms % HOUR_MS:
+        return _FROM_PROBES_MS
+    return _FROM_HOURS_MS if step_ms % DAY_MS else _LAST_MS
 
 
 def _check_steps(from_ms: int, to_ms: int, step_ms: int) -> None:
@@ -249,10 +257,13 @@ def _check_steps(from_ms: int, to_ms: int, step_ms: int) -> None:
     points = (to_ms - from_ms) // step_ms
     if points > MAX_POINTS:
         raise InvalidRequest(f"that makes {points} points; {MAX_POINTS} are the most: make the step longer")
-    if step_ms % HOUR_MS and to_ms - from_ms > _FROM_PROBES_MS + step_ms:
-        raise InvalidRequest("a step that is not whole hours is for a day at most: give a step of 1h, 2h, ...")
-    if step_ms % DAY_MS and to_ms - from_ms > _FROM_HOURS_MS + step_ms:
-        raise InvalidRequest("a step that is not whole days is for a year at most: give a step of 1d, 2d, ...")
+    longest_ms = _longest_ms(step_ms)
+    if to_ms - from_ms > longest_ms + 2 * step_ms:  # what was added to make steps whole
+        raise InvalidRequest(
+            "a step that is not whole hours is for a day at most: give a step of 1h, 2h, ..."
+            if longest_ms == _FROM_PROBES_MS
+            else "a step that is not whole days is for two months at most: give a step of 1d, 2d, ..."
+        )
 
 
 def _points(connection: sa.Connection, target_id: int, from_ms: int, to_ms: int, step_ms: int) -> list[Point]:

@@ -31,7 +31,7 @@ _MIDDLES_MS: Final = np.sqrt(np.append(_BOUNDS_US[0], _BOUNDS_US) * np.append(_B
 _HALF: Final = 32
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """The sums of one row in words. Durations are those of verdicts that said up; None where there were none."""
 
@@ -115,27 +115,36 @@ class Sums:
 
     def summaries(self) -> list[Summary]:
         """Each row in words."""
-        keys, counts, starts = self.code % _KEYS, self.count, self._starts().tolist()
-        return [self._summary(i, keys[start:end], counts[start:end]) for i, (start, end) in enumerate(pairwise(starts))]
+        row, key = np.divmod(self.code, _KEYS)
+        counts: list[dict[str, int]] = [{} for _ in range(len(self))]
+        of_outcome = key < _OUTCOMES
+        named = (row[of_outcome].tolist(), key[of_outcome].tolist(), self.count[of_outcome].tolist())
+        for number, code, count in zip(*named, strict=True):
+            counts[number][_NAMES[code]] = count
 
-    def _summary(self, row: int, keys: Ints, counts: Ints) -> Summary:
-        first = int(np.searchsorted(keys, _OUTCOMES))
-        named = zip(keys[:first].tolist(), counts[:first].tolist(), strict=True)
-        outcomes = {_NAMES[key]: count for key, count in named}
-        if first == len(keys):
-            return Summary(outcomes=outcomes)
-        rising = counts[first:].cumsum()
-        n, total = int(rising[-1]), int(self.sum_us[row])
+        row, key, count = (values[~of_outcome] for values in (row, key, self.count))
+        timed, first = np.unique(row, return_index=True)
+        rising = count.cumsum()
+        before = rising[first] - count[first]
+        n = np.diff(np.append(before, rising[-1:]))
         # The smallest duration that is not less than this share of them.
-        p50, p95 = (int(rising.searchsorted(-(-n * percent // 100))) for percent in (50, 95))
-        squares = (int(self.squares_high[row]) << _HALF) + int(self.squares_low[row])
-        return Summary(
-            outcomes=outcomes,
-            mean_ms=total / n / 1000,
-            p50_ms=float(_MIDDLES_MS[keys[first + p50] - _OUTCOMES]),
-            p95_ms=float(_MIDDLES_MS[keys[first + p95] - _OUTCOMES]),
-            deviation_ms=isqrt(n * squares - total * total) / n / 1000,
+        p50, p95 = (
+            _MIDDLES_MS[key[rising.searchsorted(before + -(-n * percent // 100))] - _OUTCOMES].tolist()
+            for percent in (50, 95)
         )
+        summaries = [Summary(outcomes=outcomes) for outcomes in counts]
+        sums = (self.sum_us[timed], self.squares_high[timed], self.squares_low[timed])
+        for position, (number, of_row, us, high, low) in enumerate(
+            zip(timed.tolist(), n.tolist(), *(values.tolist() for values in sums), strict=True)
+        ):
+            summaries[number] = Summary(
+                outcomes=counts[number],
+                mean_ms=us / of_row / 1000,
+                p50_ms=p50[position],
+                p95_ms=p95[position],
+                deviation_ms=isqrt(of_row * ((high << _HALF) + low) - us * us) / of_row / 1000,
+            )
+        return summaries
 
     def _starts(self) -> npt.NDArray[np.intp]:
         """Where each row's counts begin, and the last one's end: shape (n + 1,)."""

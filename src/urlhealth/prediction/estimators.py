@@ -28,12 +28,13 @@ TRUSTED_TYPES: Final = (
     "urlhealth.prediction.estimators.LogitMean",
 )
 
-#: `C` of the logistic regressions by horizon: the less, the closer to the base rate. Rows an hour apart tell little
-#: new, so it is far less than for independent ones, and the less the longer the horizon. See docs/model-card.md.
-RIDGE: Final = (0.003, 0.0003, 0.0003)
+#: `C` of the logistic regressions, in the order of `PROBABILITIES`: the less, the closer to the base rate. Rows an hour
+#: apart tell little new, so it is far less than for independent ones, and the less the longer the horizon. See
+#: docs/model-card.md.
+RIDGE: Final = (0.003, 0.0003, 0.0001, 0.003, 0.0003, 0.0003)
 
 #: Weight of the logistic regression beside the trees.
-LINEAR_SHARE: Final = 0.65
+LINEAR_SHARE: Final = 0.85
 
 #: Standard deviations from the mean beyond which a feature counts no more in products.
 _FAR: Final = 3.0
@@ -297,7 +298,7 @@ class HealthForecaster(BaseEstimator):
             use: the features to learn from beside the state; None is all.
             curved: those of them that the logistic regressions see exponentiated as well.
             multiplied: those of which the onsets' logistic regressions see all products of two.
-            ridge: `C` of the logistic regressions by horizon; see :data:`RIDGE`.
+            ridge: `C` of the logistic regressions by output; see :data:`RIDGE`.
             boosted: whether the onsets' models have trees (for the state at the end they have not helped).
             seed: of the trees.
         """
@@ -344,7 +345,7 @@ class HealthForecaster(BaseEstimator):
                 if onset and parts is self.if_failing_:
                     continue
                 part = LogitMean(
-                    ridge=self.ridge[j % len(HORIZONS_H)],
+                    ridge=self.ridge[j],
                     curved=curved,
                     multiplied=multiplied if onset else (),
                     boosted=self.boosted and onset,
