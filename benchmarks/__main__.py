@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import crawl, feast, monitors, polling, probing, service
+from benchmarks import crawl, feast, history, monitors, polling, probing, service
 
 BENCHMARKS = {
     "feast": feast.main,
@@ -10,6 +10,7 @@ BENCHMARKS = {
     "crawl": crawl.main,
     "service": service.main,
     "monitors": monitors.main,
+    "history": history.main,
     "polling": polling.main,
 }
 

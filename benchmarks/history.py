@@ -4,6 +4,7 @@ The year is one probe a minute of each URL, generated as the roll-ups and spells
 """
 
 import argparse
+import gc
 import os
 import resource
 import tempfile
@@ -87,6 +88,7 @@ def reading(urls: int, years: int, folder: Path) -> dict[str, float]:
         print("| call | p50 ms | p99 ms | aim |\n|---|---|---|---|")
         random = np.random.default_rng(1)
         found: dict[str, float] = {}
+        gc.freeze()  # as the server does
         with TestClient(create_app(platform)) as http:
 
             def ask(path: str, **params: str | int) -> Callable[[], None]:

@@ -616,6 +616,7 @@ class TestDocuments:
             ("GET", "/api/v1/url"),
             ("GET", "/api/v1/url/history"),
             ("GET", "/api/v1/url/incidents"),
+            ("DELETE", "/api/v1/url"),
             ("POST", "/api/v1/predictions"),
             ("GET", "/health/live"),
             ("GET", "/health/ready"),

@@ -62,7 +62,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regist
 
 
 @pytest.fixture
-def platform(tmp_path: Path, registry: Registry) -> Iterator[Platform]:
+def platform(tmp_path: Path, registry: Registry) -> Iterator[Platform]:  # noqa: ARG001
     """Where one URL was probed, and version 1 serves."""
     settings = Settings(home=tmp_path, mlflow_tracking_uri="", shadow_share=0.5)
     with Platform(settings, clock=lambda: NOW_MS) as opened:
@@ -88,8 +88,16 @@ def item(http: TestClient, model: str | None = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("model", "version"),
-    [(None, "1"), ("url-health", "1"), ("url-health@champion", "1"), ("1", "1"), ("url-health@challenger", "2")]
-    + [("2", "2"), ("url-health/3", "3"), ("bundled", "bundled")],
+    [
+        (None, "1"),
+        ("url-health", "1"),
+        ("url-health@champion", "1"),
+        ("1", "1"),
+        ("url-health@challenger", "2"),
+        ("2", "2"),
+        ("url-health/3", "3"),
+        ("bundled", "bundled"),
+    ],
 )
 def test_any_model_answers_by_name_and_says_which_it_is(http: TestClient, model: str | None, version: str) -> None:
     found = item(http, model)
