@@ -1,6 +1,5 @@
 """The application: routes, errors, metrics and pages over one platform."""
 
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -47,7 +46,6 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         try:
             own.open()
             own.start()
-            gc.freeze()  # What was imported stays: to walk it again and again holds up requests for 80 ms each time.
             # Not a lifespan state: BentoML drops what the lifespan of a mounted application yields.
             app.state.platform = own
             yield

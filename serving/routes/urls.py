@@ -10,6 +10,7 @@ from serving.dependencies import Cursor, Limit, PlatformDep
 from serving.openapi import problems
 from serving.schemas import Incident, Listing, UrlHistory, UrlState
 from urlhealth.crawl.reading import MAX_POINTS
+from urlhealth.features.catalog import URL_STATE
 from urlhealth.vocabulary import LOCAL_OWNER
 
 router = APIRouter(prefix="/api/v1/url", tags=["urls"])
@@ -27,7 +28,9 @@ _UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 def get_url(url: Url, platform: PlatformDep, name: Name = None) -> UrlState:
     """Its state, since when, how much of the time it was up, and the newest verdict with its phases."""
     known_for_s = platform.settings.known_for_s
-    return UrlState.of(platform.crawl.url_state(url, known_for_s=known_for_s, name=name, owner=LOCAL_OWNER))
+    state = platform.crawl.url_state(url, known_for_s=known_for_s, name=name, owner=LOCAL_OWNER)
+    features = platform.features.read(URL_STATE, [state.target.key])
+    return UrlState.of(state, degraded=bool(features.states["degraded"][0]))
 
 
 @router.delete("", status_code=204, summary="Erase a URL", responses=problems(404, 422, 503))

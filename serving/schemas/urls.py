@@ -43,17 +43,21 @@ class UrlState(BaseModel):
         "never was.",
         examples=[_UPTIME],
     )
+    degraded: bool = Field(
+        description="Whether it is up, and its newest verdict was slow for it. Known seconds after the verdict."
+    )
     last: LastProbe | None = Field(description="The newest verdict; null if it was never probed with its own options.")
 
     @classmethod
-    def of(cls, state: reading.UrlState) -> Self:
-        """The state as a reply."""
+    def of(cls, state: reading.UrlState, *, degraded: bool) -> Self:
+        """The state as a reply. `degraded`: what the features say of the newest verdict."""
         return cls(
             target=state.target.key,
             group=state.target.group,
             state=state.health,
             since=rfc3339_or_none(state.since_ms),
             uptime=state.uptime,
+            degraded=degraded and state.health is Health.UP,
             last=None if state.last is None else LastProbe.of(state.last),
         )
 

@@ -1,6 +1,5 @@
 """The `urlhealth` command. Heavy imports happen inside the commands, so that `--help` answers at once."""
 
-import gc
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -104,8 +103,6 @@ def crawl(
 
     On a terminal: a progress bar, then a table. In a pipe: a line for each URL as soon as it has its result.
     """
-    # What is made here goes without the collector, which would walk all that lives again and again.
-    gc.set_threshold(100_000)
     from urlhealth.probing.options import parse_options
     from urlhealth.probing.urls import UrlLines
     from urlhealth.vocabulary import Outcome

@@ -46,7 +46,7 @@ def import_(
     )
     for source, result in results.items():
         for reason, (count, first) in sorted(result.left_out.items(), key=lambda item: -item[1][0]):
-            console.print(f"{source}: {count:,} rows left out, first row {first}: {reason}", markup=False)
+            console.print(f"{source}: rows left out: {count:,}, the first is {first}: {reason}", markup=False)
     if any(late for *_, late in numbers):
         console.print("some rows are older than what features knew: the writer makes all features anew")
     if strict and any(result.left_out for result in results.values()):

@@ -1,6 +1,7 @@
 """The one place where settings choose the parts, and the parts meet."""
 
 import ctypes
+import gc
 import logging
 import os
 import random
@@ -437,10 +438,16 @@ class Platform:
         """Call `turn` again and again in a thread of its own; a failure is logged and tried again."""
 
         def run() -> None:
+            settled = False
             while not self._stop.is_set():
                 wait_s = pause_s
                 try:
                     turn()
+                    if not settled:
+                        # What the first turn imported stays. To walk it again and again would hold up requests for
+                        # 80 ms each time.
+                        gc.freeze()
+                        settled = True
                 except LeaseLost as error:
                     log.warning("%s: %s", name, error)
                 except Exception:

@@ -359,7 +359,7 @@ def test_a_slot_of_a_monitor_is_begun_at_its_time_and_does_not_stand_in_line(ser
 
     found = []
     with running_engine(concurrency=1) as engine:
-        engine.submit([request("a"), request("b"), request("later", now_ms + 300), request("due", now_ms - 1)])
+        engine.submit([request("a"), request("b"), request("later", now_ms + 300), request("due", now_ms - 100)])
         while len(found) < 4:
             found += engine.results(5)
     began_ms = {probed.result.target.rpartition("/")[2]: probed.result.ts_ms for probed in found}

@@ -327,3 +327,28 @@ def test_every_feature_has_a_sentence_for_every_value() -> None:
 def test_half_lives_end_with_the_one_that_never_fades() -> None:
     assert np.isinf(HALF_LIVES_H[-1])
     assert decay(np.array([1e6]))[0, -1] == 1
+
+
+@pytest.mark.parametrize(
+    ("usual_ms", "slow_ms", "before", "degraded"),
+    [
+        ((300, 320), 700, 12, 1),
+        ((300, 320), 600, 12, 0),  # not twice the usual time
+        ((50, 55), 180, 12, 0),  # not slow for anybody
+        ((100, 1000), 2500, 12, 0),  # within its own spread
+        ((300, 320), 700, 9, 0),  # too little is known
+    ],
+)
+def test_degraded_is_slow_for_the_url_itself(
+    usual_ms: tuple[int, int], slow_ms: int, before: int, degraded: int
+) -> None:
+    url, host, group = TARGETS[0]
+    times = [usual_ms[k % 2] for k in range(before)] + [slow_ms, usual_ms[0]]
+    past = [
+        Probe(probe_id=k, target=url, host=host, group=group, ts_ms=START_MS + k * 60_000, health=1, total_ms=ms)
+        for k, ms in enumerate(times)
+    ]
+    table, _ = run([past])
+    states = [state_at(table, URL_STATE, url, probe.ts_ms)[0] for probe in past]
+    assert [int(state["degraded"]) for state in states] == [*[0] * before, degraded, 0]
+    assert states[-1]["degraded_checks"] == degraded

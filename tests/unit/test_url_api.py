@@ -58,6 +58,7 @@ def test_the_state(http: TestClient, platform: Platform) -> None:
         "state": "down",
         "since": "2025-12-31T23:00:00.000Z",
         "uptime": dict.fromkeys(("24h", "7d", "30d", "1y"), pytest.approx(2 / 3)),
+        "degraded": False,
         "last": {
             "timestamp": "2025-12-31T23:00:00.000Z",
             "outcome": "connect",
@@ -70,6 +71,14 @@ def test_the_state(http: TestClient, platform: Platform) -> None:
             "error": None,
         },
     }
+
+
+def test_a_slow_answer_is_up_and_degraded(http: TestClient, platform: Platform) -> None:
+    target = stored(platform, *((minutes, Outcome.OK) for minutes in range(20, 2, -1)))
+    slow = ProbeResult(target=target.key, ts_ms=NOW_MS - 60_000, outcome=Outcome.OK, total_ms=900.0)
+    platform.crawl.import_probes([(target, slow)])
+    platform.build_features()
+    assert (get(http)["state"], get(http)["degraded"]) == ("up", True)
 
 
 def test_the_history(http: TestClient, platform: Platform) -> None:

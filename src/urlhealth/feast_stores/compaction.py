@@ -17,8 +17,10 @@ from urlhealth.feast_stores import segments
 
 #: Small files that a day may have before they are merged.
 FILES: Final = 64
-#: Size of a merged file, at most: bounds the time and the memory that a merge takes. Files of half that are left alone.
+#: Size of a merged file, at most: bounds the time that a merge takes. Files of half that are left alone.
 MERGED_BYTES: Final = 16_000_000
+#: Rows of a merged file, at most: bounds the memory. Those of URLs seen for the first time pack to a fiftieth.
+MERGED_ROWS: Final = 20_000
 #: Files merged at once, at most.
 FILES_AT_ONCE: Final = 512
 #: How long files stay that a merged one stands for: longer than a reader takes from listing files to opening the last.
@@ -40,6 +42,7 @@ class Compactor:
         *,
         files: int = FILES,
         merged_bytes: int = MERGED_BYTES,
+        merged_rows: int = MERGED_ROWS,
         grace_s: float = GRACE_S,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -47,6 +50,7 @@ class Compactor:
         self._datasets = datasets
         self._files = files
         self._merged_bytes = merged_bytes
+        self._merged_rows = merged_rows
         self._grace_s = grace_s
         self._monotonic = monotonic
         self._newest: dict[Path, Path] = {}
@@ -107,7 +111,7 @@ class Compactor:
         for name in set(names).difference(live):
             self._removals_s.setdefault(day / name, self._monotonic() + self._grace_s)
         files = [
-            (day / name, (day / name).stat().st_size)
+            (day / name, self._size(day / name))
             for name in sorted(live)
             if (span := segments.span_of(name)) and span[1] < before
         ]
@@ -123,6 +127,10 @@ class Compactor:
             chunk.append(file)
             chunk_bytes += size
         return chunk if len(chunk) > 1 else []
+
+    def _size(self, file: Path) -> int:
+        """The bytes of a file, or what its rows count as, if that is more."""
+        return max(file.stat().st_size, segments.row_count(file) * self._merged_bytes // self._merged_rows)
 
     def _newest_small(self, files: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
         """The newest small files if they are too many, and those before that are not larger than all after them.

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +91,22 @@ def stage_merged(files: Sequence[Path], *, sort_by: Sequence[str]) -> Staged:
     import pyarrow.parquet as pq
 
     spans = [span for file in files if (span := span_of(file.name))]
-    tables = []
-    for file in files:
+
+    def rows(file: Path) -> Any:
         with pq.ParquetFile(file) as parquet:
-            tables.append(parquet.read().replace_schema_metadata(None))
-    table = pa.concat_tables(tables).sort_by([(name, "ascending") for name in sort_by])
+            return parquet.read(use_threads=False).replace_schema_metadata(None)
+
+    table = pa.concat_tables(map(rows, files)).sort_by([(name, "ascending") for name in sort_by])
     day = files[0].parent
     return _stage(day.parent, None, [(day / f"{spans[0][0]}-{spans[-1][1]}.parquet", table)])
+
+
+@lru_cache(maxsize=4096)
+def row_count(file: Path) -> int:
+    """How many rows a Parquet file has that stays as it is."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(file).num_rows)
 
 
 def span_of(name: str) -> tuple[str, str] | None:

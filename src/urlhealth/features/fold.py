@@ -14,6 +14,12 @@ from urlhealth.features.decay import DAY_MS, HALF_LIFE_NAMES, HALF_LIVES_H, HOUR
 from urlhealth.features.views import LAST_VERDICT, WEEKDAY_HALF_LIFE
 
 _LATENCY_HALF_LIFE: Final = HALF_LIFE_NAMES.index("7d")
+#: A verdict up is degraded if it took at least DEGRADED_MS, at least DEGRADED_TIMES the URL's usual time, and is more
+#: than DEGRADED_DEVIATIONS standard deviations above that, in logarithms; and if that is known from enough verdicts.
+DEGRADED_MS: Final = 200
+DEGRADED_TIMES: Final = 2
+DEGRADED_DEVIATIONS: Final = 3
+DEGRADED_AFTER: Final = 10
 
 
 def fold(start: States, events: Array, owner: Array, *, known_for_ms: int) -> States:
@@ -156,9 +162,19 @@ def weekday(day: Any) -> Any:
 
 
 def _add_latency(states: States, events: Array, gap: Array, up: Array) -> None:
+    """Judge the time against the verdicts before, then add it to them."""
     total_ms = events["total_ms"]
     timed = up & (total_ms > 0)
-    left = np.exp2(gap / (-HOUR_MS * HALF_LIVES_H[_LATENCY_HALF_LIFE]))
     logs = np.log(np.where(timed, total_ms, 1.0).astype(np.float64))
+    left = np.exp2(gap / (-HOUR_MS * HALF_LIVES_H[_LATENCY_HALF_LIFE]))
+    weight = states["latency_weight"] * left
+    some = np.maximum(states["latency_weight"], 1.0)  # where there are fewer, nothing is judged
+    usual = states["latency_log_sum"] / some
+    deviation = np.sqrt(np.maximum(states["latency_log_squares"] / some - usual**2, 0))
+    degraded = timed & (total_ms >= DEGRADED_MS) & (weight >= DEGRADED_AFTER)
+    degraded &= logs - usual > np.maximum(DEGRADED_DEVIATIONS * deviation, np.log(DEGRADED_TIMES))
+    states["degraded"] = degraded
+    states["degraded_checks"] += degraded
     states["latency_log_sum"] = states["latency_log_sum"] * left + logs
-    states["latency_weight"] = states["latency_weight"] * left + timed
+    states["latency_log_squares"] = states["latency_log_squares"] * left + logs**2
+    states["latency_weight"] = weight + timed

@@ -101,7 +101,14 @@ URL_STATE: Final = StateView(
             about="By UTC weekday, Monday first: past days that had an onset, decayed (90 d) as of the newest onset.",
         ),
         Column(name="latency_log_sum", dtype="float64", about="Sum of ln(total ms) of verdicts up, decayed (7 d)."),
+        Column(name="latency_log_squares", dtype="float64", about="Sum of ln(total ms) squared, of the same, alike."),
         Column(name="latency_weight", dtype="float64", about="How many such verdicts, decayed alike."),
+        Column(
+            name="degraded",
+            dtype="int32",
+            about="1 if the newest verdict that said up or down said up, and slow for this URL; else 0.",
+        ),
+        Column(name="degraded_checks", dtype="int64", about="Those of `checks` that were so."),
     ),
 )
 

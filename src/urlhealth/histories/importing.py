@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -55,9 +56,13 @@ class Importer:
 
     def run(self, batches: Iterable[pl.DataFrame]) -> Imported:
         """Store all batches, each a frame in the common form. What was stored before a failure stays."""
-        for batch in batches:
-            self.add(batch)
-            time.sleep(_PAUSE_S)
+        remaining = iter(batches)
+        with ThreadPoolExecutor(1) as reader:  # reads a batch while the one before it is stored
+            following = reader.submit(next, remaining, None)
+            while (batch := following.result()) is not None:
+                following = reader.submit(next, remaining, None)
+                self.add(batch)
+                time.sleep(_PAUSE_S)
         return self.result
 
     def add(self, batch: pl.DataFrame) -> None:

@@ -54,7 +54,9 @@ def read_kuma(path: Path) -> Iterator[pl.DataFrame]:
         InvalidRequest: it is none of Uptime Kuma's.
     """
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        # Read by one thread, and perhaps closed by another.
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as connection:
             series = _series(connection)
             if not series:
                 return
