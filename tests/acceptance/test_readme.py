@@ -43,10 +43,9 @@ def test_the_commands_work_beside_a_running_platform(tmp_path: Path, counting_we
             assert api.http.get(page).status_code == 200
 
 
-def test_without_history_training_and_predicting_say_what_is_missing(tmp_path: Path) -> None:
+def test_commands_that_need_history_say_what_is_missing(tmp_path: Path) -> None:
     (block,) = blocks("sh needs-history")
-    train, predict = (line for line in block.splitlines())
-    for line in (train, predict):
+    for line in block.splitlines():
         done = run("bash", "-euc", line, env=environment(tmp_path), check=False)
         assert done.returncode == 1
         assert done.stderr.startswith("error: ")

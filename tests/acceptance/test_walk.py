@@ -169,7 +169,7 @@ def test_8_the_command_line_and_bentoml_predict_the_same(api: Api, home: Path, u
     served = {item["url"]: item["probability"] for item in api.predict(urls[:5])}
     env = environment(home)
     printed = run(str(BIN / "urlhealth"), "predict", "--json", *urls[:5], env=env, cwd=Path("/")).stdout
-    told = {row["sent_url"]: row["probability"] for row in map(json.loads, printed.splitlines())}
+    told = {row["url"]: row["probability"] for row in map(json.loads, printed.splitlines())}
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with program(

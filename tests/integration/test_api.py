@@ -179,10 +179,12 @@ def test_what_was_probed_has_features_and_a_line_on_the_page(api: Api, sample_we
     assert [item["status"] for item in items] == ["fresh", "missing", "fresh"]
     assert [item["features"] and item["features"]["failing_now"] for item in items] == [1, None, 0]
     assert items[0]["age_s"] < 60
-    page = api.http.get("/")
-    assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert f'<td class="url">{down}</td>\n        <td class="down">down</td>' in page.text
-    assert f'<td class="url">{up}</td>\n        <td class="up">up</td>' in page.text
+    assert api.http.get("/").headers["content-type"] == "text/html; charset=utf-8"
+    lines = {
+        f'<td class="url">{url}</td>\n        <td class="{state}">{state}</td>'
+        for url, state in ((down, "down"), (up, "up"))
+    }
+    wait_until(lambda: all(line in api.http.get("/").text for line in lines), timeout_s=20, what="lines on the page")
 
 
 def test_a_monitor_is_probed(api: Api, sample_web: SampleWeb) -> None:

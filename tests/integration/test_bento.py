@@ -27,6 +27,8 @@ from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
 FEATURES = names(VECTOR)
 #: Nobody listens there: probed at once, and failing.
 CLOSED = "http://127.0.0.1:9/"
+#: The first one registered by hand: the bundled model is version 1 of a new registry.
+VERSION = "2"
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +67,11 @@ def with_model(bento: Api, home: Path, forecaster: HealthForecaster) -> Api:
             registered_model_name=MODEL_NAME,
             pip_requirements=["numpy"],
         )
-        promote(client, str(info.registered_model_version))
+        promote(client, VERSION)
+        assert str(info.registered_model_version) == VERSION
 
     def loaded() -> bool:
-        return bool(bento.predict([CLOSED])[0]["model_version"] == "1")
+        return bool(bento.predict([CLOSED])[0]["model_version"] == VERSION)
 
     wait_until(loaded, timeout_s=30, what="the service to load the champion")
     return bento
@@ -113,7 +116,7 @@ def test_scores_are_the_models(with_model: Api, forecaster: HealthForecaster) ->
     reply = with_model.http.post("/score", json={"rows": sent})
     assert reply.status_code == 200, reply.text
     assert [item["probabilities"] for item in reply.json()] == [pytest.approx(p) for p in expected(forecaster, sent)]
-    assert {(item["model"], item["model_version"]) for item in reply.json()} == {(MODEL_NAME, "1")}
+    assert {(item["model"], item["model_version"]) for item in reply.json()} == {(MODEL_NAME, VERSION)}
 
 
 def test_requests_that_come_together_get_each_their_own_scores(with_model: Api, forecaster: HealthForecaster) -> None:
@@ -138,9 +141,9 @@ def test_tritons_own_client(with_model: Api, forecaster: HealthForecaster) -> No
     client = tritonclient.InferenceServerClient(with_model.url.removeprefix("http://"))
     assert client.is_server_live()
     assert client.is_model_ready(MODEL_NAME)
-    assert client.is_model_ready(MODEL_NAME, "1")
+    assert client.is_model_ready(MODEL_NAME, VERSION)
     assert client.get_server_metadata()["name"] == "urlhealth"
-    assert client.get_model_metadata(MODEL_NAME)["versions"] == ["1"]
+    assert client.get_model_metadata(MODEL_NAME)["versions"] == [VERSION]
     matrix = np.random.default_rng(5).normal(size=(3, len(FEATURES))).astype(np.float32)
     for binary in (True, False):
         features = tritonclient.InferInput("features", matrix.shape, "FP32")

@@ -27,11 +27,18 @@ LAST = "9" * 16
 class Writer:
     """Publishes segments of one row each (x counting) and merges, as the pipeline's thread does."""
 
-    def __init__(self, folder: Path, *, files: int = 4, merged_bytes: int = 1_000_000) -> None:
+    def __init__(
+        self, folder: Path, *, files: int = 4, merged_bytes: int = 1_000_000, merged_rows: int = 1_000
+    ) -> None:
         self.folder = folder
         self.now_s = 0.0
         self.compactor = Compactor(
-            {folder: ("key", "at")}, files=files, merged_bytes=merged_bytes, grace_s=10, monotonic=lambda: self.now_s
+            {folder: ("key", "at")},
+            files=files,
+            merged_bytes=merged_bytes,
+            merged_rows=merged_rows,
+            grace_s=10,
+            monotonic=lambda: self.now_s,
         )
 
     def publish(self, numbers: Iterable[int], *, day: int = 0) -> None:
@@ -158,6 +165,15 @@ def test_a_day_that_is_over_becomes_one_file(tmp_path: Path) -> None:
     assert names(tmp_path) == ["14/1-0000000000000003", "15/4"]
     writer.publish([5])  # late
     assert not writer.merge()
+
+
+def test_a_merge_takes_so_many_rows_at_most(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, merged_rows=3)
+    writer.publish(range(1, 8))
+    while writer.merge():
+        pass
+    assert names(tmp_path) == ["14/1-0000000000000003", "14/4", "14/5", "14/6", "14/7"]
+    assert max(map(segments.row_count, segments.files(tmp_path))) == 3
 
 
 def test_what_may_be_written_again_and_what_is_not_numbered_is_not_merged(tmp_path: Path) -> None:

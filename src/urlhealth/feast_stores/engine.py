@@ -6,6 +6,7 @@ online store goes Feast's own way.
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from struct import pack
 from typing import Any, Literal
@@ -21,7 +22,6 @@ from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _get_column_names, _run_pyarrow_field_mapping
 from feast.value_type import ValueType
 
-from urlhealth.errors import InvalidRequest
 from urlhealth.feast_stores.online import PackedOnlineStore, layout_of, table_of
 from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.rows import Row
@@ -29,6 +29,7 @@ from urlhealth.feast_stores.rows import entity_keys as key_bytes
 from urlhealth.vocabulary import Clock, system_clock
 
 _ROWS_A_BATCH = 20_000
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class ArrowBatchEngine(LocalComputeEngine):
         view = task.feature_view
         job_id = f"{view.name}-{task.start_time}-{task.end_time}"
         try:
-            self._refuse_the_future(task)
+            task = self._begun(task)
             if not self._is_plain(view):
                 return super()._materialize_one(registry, task, **kwargs)
             self._materialize_plain(registry, task)
@@ -75,15 +76,15 @@ class ArrowBatchEngine(LocalComputeEngine):
             return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.ERROR, error=error)
         return LocalMaterializationJob(job_id=job_id, status=MaterializationJobStatus.SUCCEEDED)
 
-    def _refuse_the_future(self, task: MaterializationTask) -> None:
-        """Feast records the end as done, and would leave out what comes until then in every incremental run after."""
-        now = datetime.fromtimestamp(self._clock() / 1000, UTC)
-        if task.end_time > now:
-            raise InvalidRequest(
-                f"view {task.feature_view.name} cannot be materialized up to {task.end_time.isoformat()}: that is in "
-                f"the future, it is {now.isoformat(timespec='seconds')} now. Give an end that is not later (times "
-                "without a zone are UTC)"
-            )
+    def _begun(self, task: MaterializationTask) -> MaterializationTask:
+        """The task from the very beginning, if it would begin in the future.
+
+        An end that lay in the future is recorded by Feast as done, and an incremental run begins there: it would leave
+        out all that came meanwhile. What is online already is not replaced by older rows.
+        """
+        if task.start_time <= datetime.fromtimestamp(self._clock() / 1000, UTC):
+            return task
+        return replace(task, start_time=_BEGINNING, end_time=max(task.start_time, task.end_time))
 
     def _is_plain(self, view: FeatureView) -> bool:
         return (

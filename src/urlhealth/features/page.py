@@ -15,10 +15,12 @@ makes the *vector* that models see from the states, at any instant.
 
 _DEGRADED = f"""## Degraded
 
-A slow answer is not a failure. A verdict up is *degraded* if it was slow for this URL: with x = ln(`total_ms`), and m and
-s the mean and the standard deviation of x over the URL's earlier verdicts up (decayed, 7 d), if
+A slow answer is not a failure. A verdict up is *degraded* if it was slow for this URL: with x = ln(`total_ms`), and
+m and s the mean and the standard deviation of x over the URL's earlier verdicts up (decayed, 7 d), if
 
-    x - m > max({DEGRADED_DEVIATIONS} s, ln {DEGRADED_TIMES}),   total_ms >= {DEGRADED_MS},   and the earlier verdicts weigh at least {DEGRADED_AFTER}.
+    x - m > max({DEGRADED_DEVIATIONS} s, ln {DEGRADED_TIMES}),   total_ms >= {DEGRADED_MS}
+
+and the earlier verdicts weigh at least {DEGRADED_AFTER}.
 
 m is `latency_log_sum / latency_weight`, and s² is `latency_log_squares / latency_weight - m²`. The slow verdict counts
 for the next ones, so that a URL that stays slow is degraded only until that is usual. Models do not see it: their
