@@ -30,8 +30,8 @@ demo: setup ## do the whole job on a sample web and show it (SEED=n, PORT=n, EXI
 run: setup ## the platform alone, on URLHEALTH_HOME (default ./var)
 	$(BIN)/urlhealth serve
 
-test: setup ## run the whole suite
-	$(BIN)/python -m pytest
+test: setup ## run the whole suite, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup ## ruff, mypy, import rules
 	$(BIN)/ruff check .
