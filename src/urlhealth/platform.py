@@ -232,6 +232,10 @@ class Platform:
         self._loop("lease", self._renew, settings.lease_s / RENEWALS)
         self._loop("crawl", lambda: crawler.step(_TURN_S), 0.0)
         if features:
+            import pyarrow as pa
+
+            # Its own would keep what a batch has left free, beside what our heaps do.
+            pa.set_memory_pool(pa.system_memory_pool())
             self._loop("pipeline", self._fold, settings.pipeline_poll_s)
             self._loop("rollups", self._roll_up, _ROLL_UP_S)
             self._loop("retention", self._drop_old, _RETENTION_S)
@@ -400,7 +404,7 @@ class Platform:
             return
         self.features.apply_apart()
         while not self._stop.is_set() and self.pipeline.step():
-            pass
+            _trim_heaps()
         self._carry_out_erasures()
 
     def _carry_out_erasures(self) -> None:
@@ -464,3 +468,9 @@ def _share_heaps() -> None:
     """Let threads share heaps: with one each, what their batches have left free there is not used by the others."""
     with suppress(OSError, AttributeError):  # the C library is another one
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _HEAPS)
+
+
+def _trim_heaps() -> None:
+    """Give free memory back to the system, wherever it lies in the heaps: a batch leaves a hundred megabytes."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -20,7 +20,7 @@ FILES: Final = 64
 #: Size of a merged file, at most: bounds the time that a merge takes. Files of half that are left alone.
 MERGED_BYTES: Final = 16_000_000
 #: Rows of a merged file, at most: bounds the memory. Those of URLs seen for the first time pack to a fiftieth.
-MERGED_ROWS: Final = 20_000
+MERGED_ROWS: Final = 10_000
 #: Files merged at once, at most.
 FILES_AT_ONCE: Final = 512
 #: How long files stay that a merged one stands for: longer than a reader takes from listing files to opening the last.
