@@ -140,8 +140,10 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _peak_mib(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    """The peaks of a process and of those that it has started, summed."""
+    children = " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children"))
+    statuses = [Path(f"/proc/{member}/status").read_text() for member in (pid, *children.split())]
+    return sum(int(status.partition("VmHWM:")[2].split()[0]) for status in statuses) / 1024
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ def crawl(
     line_of = result_json if as_json else result_line
     failed = False
     with _lines(file) as lines, _platform(check=False) as platform:
+        platform.start(features=False, predict=False)
         before = platform.crawl.last_probe_id()
         from_file = UrlLines(lines)
         try:
@@ -121,7 +122,6 @@ def crawl(
             if file is None or position < len(urls or ()):
                 raise
             raise InvalidRequest(f"{file}, line {from_file.line_of(position - len(urls or ()))}: {reason}") from error
-        platform.start(features=False, predict=False)
         shown: list[Answered] = []
         try:
             for some in _answered(platform, task, after=before, progress=as_table):

@@ -26,8 +26,8 @@ from urlhealth.crawl.retention import Kept
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import LeaseLost, StoreUnavailable, UrlHealthError, one_line
 from urlhealth.prediction.log import PredictionLog
-from urlhealth.probing.engine import ProbeEngine
 from urlhealth.probing.guard import AddressGuard
+from urlhealth.probing.process import ProbeProcess
 from urlhealth.probing.transfer import TrustedCertificates
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import MODEL_NAME, Clock, Prediction, Served, system_clock
@@ -375,15 +375,14 @@ class Platform:
         detail = f"no {MODEL_NAME} in {uri}"
         return Check(name="model", ok=False, detail=detail, advice="run `urlhealth train`", needed=False)
 
-    def _make_engine(self) -> ProbeEngine:
+    def _make_engine(self) -> ProbeProcess:
         settings = self.settings
-        return ProbeEngine(
+        return ProbeProcess(
             user_agent=settings.user_agent,
             concurrency=settings.probe_concurrency,
             concurrency_per_host=settings.probe_concurrency_per_host,
             rate_per_host=settings.probe_rate_per_host,
             guard=AddressGuard(settings.allow_addresses),
-            clock=self.clock,
             worker_id=self.worker_id,
             ca_file=settings.ca_file,
             canary=settings.canary,

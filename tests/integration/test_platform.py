@@ -1,6 +1,8 @@
 """The platform's parts together: what happens when one of them fails."""
 
 import http.server
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,7 @@ from urlhealth import platform as platform_module
 from urlhealth.crawl.schema import leases
 from urlhealth.errors import ConfigurationError, StoreUnavailable
 from urlhealth.platform import Platform
-from urlhealth.probing.engine import ProbeEngine
-from urlhealth.probing.transfer import Transfer
+from urlhealth.probing.process import ProbeProcess
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import TaskStatus
 
@@ -49,26 +50,26 @@ def engine_works(platform: Platform) -> bool:
     return check.ok
 
 
-def test_an_engine_that_fails_is_replaced_and_its_probes_are_made_again(
-    platform: Platform, site: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin, failed = Transfer.begin, threading.Event()
+def engine_pid(platform: Platform) -> int:
+    assert platform._crawler is not None
+    return platform._crawler._engine.pid
 
-    def fail_once(*args: Any, **kwargs: Any) -> None:
-        if not failed.is_set():
-            failed.set()
-            raise AssertionError("a defect")
-        begin(*args, **kwargs)
 
-    monkeypatch.setattr(Transfer, "begin", fail_once)
+def test_an_engine_that_fails_is_replaced_and_its_probes_are_made_again(platform: Platform, site: str) -> None:
     platform.start(predict=False)
+    first = engine_pid(platform)
+    os.kill(first, signal.SIGSTOP)  # so that it dies with all of the task's probes under way
     task = platform.crawl.create_task([f"{site}{i}" for i in range(3)])
+    wait_until(
+        lambda: platform.crawl.task(task.task_id).status is TaskStatus.RUNNING, timeout_s=30, what="the task to begin"
+    )
+    os.kill(first, signal.SIGKILL)
     wait_until(
         lambda: platform.crawl.task(task.task_id).status is TaskStatus.DONE, timeout_s=30, what="the task to be done"
     )
     assert platform.crawl.task(task.task_id).outcomes == {"ok": 3}
-    assert failed.is_set()
     assert engine_works(platform)
+    assert engine_pid(platform) != first
 
 
 def test_without_an_engine_the_lease_is_given_back_until_there_is_one(
@@ -83,8 +84,8 @@ def test_without_an_engine_the_lease_is_given_back_until_there_is_one(
             return str(connection.scalar(sa.select(leases.c.holder)))
 
     with monkeypatch.context() as broken:
-        broken.setattr(Transfer, "begin", lambda *_, **__: 1 / 0)
-        broken.setattr(platform_module, "ProbeEngine", lambda **_: 1 / 0)
+        broken.setattr(platform_module, "ProbeProcess", lambda **_: 1 / 0)
+        os.kill(engine_pid(platform), signal.SIGKILL)
         task = platform.crawl.create_task([site])
         wait_until(lambda: holder() == "", timeout_s=30, what="the lease to be free")
         assert not engine_works(platform)
@@ -149,7 +150,7 @@ def test_closing_gives_the_lease_back_although_a_step_before_fails(
 
     with monkeypatch.context() as broken:
         broken.setattr(platform.prediction_log, "write", fail)
-        broken.setattr(ProbeEngine, "close", lambda _: 1 / 0)
+        broken.setattr(ProbeProcess, "close", lambda _: 1 / 0)
         with pytest.raises(StoreUnavailable):
             platform.close()
     assert released.is_set()

@@ -192,19 +192,6 @@ def test_a_host_gets_no_more_than_its_share_and_does_not_hold_up_others(serve: S
     assert results[-1].ts_ms < sorted(result.ts_ms for result in results[:8])[2]
 
 
-def test_capacity_counts_what_nobody_has_fetched(serve: Serve) -> None:
-    with running_engine(concurrency=2) as engine:
-        free = engine.capacity
-        request = ProbeRequest(target=parse_target(f"http://127.0.0.1:{serve(say(OK))}/"))
-        engine.submit([request, request])
-        assert engine.capacity == free - 2
-        fetched = 0
-        while fetched < 2:
-            fetched += len(engine.results(5.0))
-            assert engine.capacity == free - 2 + fetched
-        assert engine.results(0.01) == []
-
-
 def test_results_wake_as_soon_as_there_is_one_and_when_it_closes(serve: Serve) -> None:
     engine = make_engine()
     started = time.monotonic()
@@ -271,43 +258,6 @@ def test_a_defect_of_the_engine_is_told_to_whoever_waits_and_whoever_asks(
     engine.close()
 
 
-def test_cancelled_tasks_are_dropped_wherever_they_are_and_others_go_on(serve: Serve) -> None:
-    engine = make_engine(concurrency=2, per_host=1)
-    free = engine.capacity
-    began = threading.Semaphore(0)
-
-    def stall(connection: socket.socket) -> None:
-        began.release()
-        hang(connection)
-
-    stalling, good = serve(stall), serve(say(OK))
-    patient = ProbeOptions()
-
-    def request(url: str, task_id: str | None) -> ProbeRequest:
-        return ProbeRequest(target=parse_target(url), task_id=task_id, options=patient)
-
-    try:
-        # Two under way, one held for its host, one that waits for a slot.
-        stalled = [f"http://a.localhost:{stalling}/", f"http://b.localhost:{stalling}/"]
-        engine.submit([request(stalled[0], "gone"), request(stalled[1], "gone"), request(stalled[0], "gone")])
-        engine.submit([request(f"http://c.localhost:{good}/", "kept"), request(f"http://d.localhost:{good}/", None)])
-        assert began.acquire(timeout=5)
-        assert began.acquire(timeout=5)
-        assert engine.capacity == free - 5
-        engine.cancel({"gone", "never known"})
-        found: list[str | None] = []
-        while len(found) < 2:
-            batch = engine.results(5.0)
-            assert batch, "results are missing"
-            found += [probed.request.task_id for probed in batch]
-        assert set(found) == {"kept", None}
-        assert engine.capacity == free
-        engine.submit([request(f"http://a.localhost:{good}/", "next")])
-        assert [probed.request.task_id for probed in engine.results(5.0)] == ["next"]
-    finally:
-        engine.close()
-
-
 def test_close_does_not_wait_for_what_cannot_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     resolved = threading.Event()
     monkeypatch.setattr(Transfer, "close", lambda _: resolved.wait(30))
@@ -348,20 +298,3 @@ def test_certificates_to_trust_must_be_some(tmp_path: Path) -> None:
     empty.touch()
     with pytest.raises(ConfigurationError, match=r"no certificates can be read from .*empty\.pem"):
         make_engine(ca_file=empty)
-
-
-def test_a_slot_of_a_monitor_is_begun_at_its_time_and_does_not_stand_in_line(serve: Serve) -> None:
-    port = serve(say(OK))
-    now_ms = time.time_ns() // 1_000_000
-
-    def request(name: str, due_ms: int | None = None) -> ProbeRequest:
-        return ProbeRequest(target=parse_target(f"http://127.0.0.1:{port}/{name}"), options=QUICK, due_ms=due_ms)
-
-    found = []
-    with running_engine(concurrency=1) as engine:
-        engine.submit([request("a"), request("b"), request("later", now_ms + 300), request("due", now_ms - 100)])
-        while len(found) < 4:
-            found += engine.results(5)
-    began_ms = {probed.result.target.rpartition("/")[2]: probed.result.ts_ms for probed in found}
-    assert next(iter(began_ms)) == "due"
-    assert began_ms["later"] >= now_ms + 300

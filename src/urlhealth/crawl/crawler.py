@@ -6,7 +6,7 @@ from collections.abc import Callable
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.runner import CrawlRunner
 from urlhealth.crawl.store import CrawlStore
-from urlhealth.probing.engine import ProbeEngine
+from urlhealth.probing.process import ProbeProcess
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 class Crawler:
     """Turns of a `CrawlRunner`. One thread calls `step`; the others may ask `failed`."""
 
-    def __init__(self, store: CrawlStore, lease: Lease, make_engine: Callable[[], ProbeEngine]) -> None:
+    def __init__(self, store: CrawlStore, lease: Lease, make_engine: Callable[[], ProbeProcess]) -> None:
         """`make_engine` is called now, and whenever an engine has failed; what it raises is raised."""
         self._store = store
         self._lease = lease

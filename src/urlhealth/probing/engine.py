@@ -100,7 +100,7 @@ class ProbeEngine:
         self._guard = guard
         self._clock = clock
         self._timer = timer
-        self._canary = _canary_request(canary) if canary else None
+        self._canary = canary_request(canary) if canary else None
         self._trusted = TrustedCertificates(ca_file)
 
         # Shared with callers, under the lock.
@@ -110,7 +110,7 @@ class ProbeEngine:
         self._wanted = 1
         self._cancelled: set[str] = set()
         self._unfinished = 0
-        self._room = concurrency + max(concurrency, _LEAST_QUEUE)
+        self._room = first_room(concurrency)
         self._closing = False
         self._failure: BaseException | None = None
 
@@ -144,6 +144,11 @@ class ProbeEngine:
         """
         with self._lock:
             return max(0, self._room - self._unfinished + len(self._ahead))
+
+    @property
+    def room(self) -> int:
+        """How many requests it holds at most, so that its queue is short and never empty: fitted to its speed."""
+        return self._room
 
     @property
     def failed(self) -> bool:
@@ -449,7 +454,17 @@ class ProbeEngine:
                 self._lock.notify_all()
 
 
-def _canary_request(url: str) -> ProbeRequest:
+def first_room(concurrency: int) -> int:
+    """How many requests an engine holds at most before it knows its speed."""
+    return concurrency + max(concurrency, _LEAST_QUEUE)
+
+
+def canary_request(url: str) -> ProbeRequest:
+    """What is asked of the canary.
+
+    Raises:
+        ConfigurationError: `url` is none.
+    """
     try:
         target = parse_target(url)
     except InvalidRequest as error:

@@ -21,6 +21,10 @@ class AddressGuard:
         #: Why an address (as text) must not be connected to; None if it may.
         self.refusal: Callable[[str], str | None] = lru_cache(maxsize=65_536)(self._judge)
 
+    def __reduce__(self) -> tuple[type["AddressGuard"], tuple[object, ...]]:
+        """For another process: without what was judged here."""
+        return AddressGuard, (self._allow,)
+
     def _judge(self, text: str) -> str | None:
         try:
             address = ip_address(text)
