@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import sqlalchemy as sa
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from urlhealth.prediction.shadow import Shadow
     from urlhealth.prediction.versions import Versions
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 #: Longest that one turn of the crawl waits for results, and thus the time after which a new task is seen.
@@ -52,6 +54,8 @@ _TURN_S = 0.1
 _ROLL_UP_S = 2.0
 #: Pause after a batch of forecasts, as a share of the time that it took: requests and probes come first.
 _RESCORE_PAUSE: Final = 0.5
+#: The same after a step of anything that follows on probes, while a task wants more of them than can be made.
+_PROBES_FIRST_PAUSE: Final = 3.0
 #: Time between two looks for what is older than it is kept for.
 _RETENTION_S = 600.0
 _DAY_MS = 86_400_000
@@ -402,7 +406,7 @@ class Platform:
         if not self.lease.held:
             return
         self.features.apply_apart()
-        while not self._stop.is_set() and self.pipeline.step():
+        while not self._stop.is_set() and self._after_probes(self.pipeline.step):
             _trim_heaps()
         self._carry_out_erasures()
 
@@ -427,15 +431,30 @@ class Platform:
             log.info("too old: %s", ", ".join(f"{count} {what}" for what, count in dropped.items()))
 
     def _roll_up(self) -> None:
-        while self.lease.held and not self._stop.is_set() and self.rollups.step(lease=self.lease):
+        while (
+            self.lease.held
+            and not self._stop.is_set()
+            and self._after_probes(lambda: self.rollups.step(lease=self.lease))
+        ):
             pass
 
     def _rescore(self) -> None:
         while self.lease.held and not self._stop.is_set():
-            started_s = time.perf_counter()
-            if not self.rescorer.step():
+            if not self._after_probes(self.rescorer.step, pause=_RESCORE_PAUSE):
                 return
-            self._stop.wait(_RESCORE_PAUSE * (time.perf_counter() - started_s))
+
+    def _after_probes(self, step: Callable[[], T], *, pause: float = 0.0) -> T:
+        """One step of what follows on the probes, and a pause after it: longer while probing is as busy as it can be.
+
+        Args:
+            pause: its least length, as a share of the step's.
+        """
+        started_s = time.perf_counter()
+        done = step()
+        if self._crawler is not None and self._crawler.behind:
+            pause = _PROBES_FIRST_PAUSE
+        self._stop.wait(pause * (time.perf_counter() - started_s))
+        return done
 
     def _loop(self, name: str, turn: Callable[[], object], pause_s: float) -> None:
         """Call `turn` again and again in a thread of its own; a failure is logged and tried again."""

@@ -159,6 +159,20 @@ def test_more_than_there_is_room_for_waits_its_turn(store: CrawlStore, lease: Le
     assert store.task(task.task_id).status is TaskStatus.DONE
 
 
+def test_it_is_behind_while_targets_wait_for_room(store: CrawlStore, lease: Lease, clock: HandClock) -> None:
+    dispatcher = HandDispatcher(clock, room=2)
+    runner = CrawlRunner(store, lease, dispatcher, poll_s=0)
+    assert not runner.behind
+    store.create_task([f"http://a/{i}" for i in range(3)])
+    runner.step(0)
+    assert runner.behind
+    dispatcher.finish(1)
+    runner.step(0)
+    dispatcher.finish(1)
+    runner.step(0)
+    assert not runner.behind
+
+
 def test_a_small_task_does_not_wait_behind_a_huge_one(store: CrawlStore, lease: Lease, clock: HandClock) -> None:
     dispatcher = HandDispatcher(clock, room=6)
     runner = CrawlRunner(store, lease, dispatcher, poll_s=0)

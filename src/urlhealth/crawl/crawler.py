@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class Crawler:
-    """Turns of a `CrawlRunner`. One thread calls `step`; the others may ask `failed`."""
+    """Turns of a `CrawlRunner`. One thread calls `step`; the others may ask `failed` and `behind`."""
 
     def __init__(self, store: CrawlStore, lease: Lease, make_engine: Callable[[], ProbeProcess]) -> None:
         """`make_engine` is called now, and whenever an engine has failed; what it raises is raised."""
@@ -26,6 +26,11 @@ class Crawler:
     def failed(self) -> bool:
         """Whether the engine has failed and could not be replaced yet."""
         return self._engine.failed
+
+    @property
+    def behind(self) -> bool:
+        """Whether targets of tasks wait because probing is as busy as it can be."""
+        return self._runner.behind
 
     def step(self, timeout_s: float) -> None:
         """One turn (see :meth:`CrawlRunner.step`), with a new engine if the old one has failed.

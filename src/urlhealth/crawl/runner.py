@@ -60,6 +60,8 @@ class CrawlRunner:
         self._turn = 0
         self._poll_s = poll_s
         self._polled_s = -math.inf
+        #: Whether targets of tasks wait because the dispatcher has no room for them.
+        self.behind = False
 
     def step(self, timeout_s: float) -> int:
         """One turn: dispatch what waits, wait up to `timeout_s` for results, file them; returns how many were filed.
@@ -89,6 +91,7 @@ class CrawlRunner:
             self._dispatcher.cancel(self._feeds.keys())
         self._feeds.clear()
         self._unfiled.clear()
+        self.behind = False
 
     def _file(self) -> int:
         if not self._unfiled:
@@ -123,6 +126,7 @@ class CrawlRunner:
             self._refresh_feeds()
             self._polled_s = now_s
         room = self._dispatcher.capacity
+        self.behind = bool(self._feeds) and room <= 0
         if not self._feeds or room <= 0:
             return
         # Each turn begins with another task, so that all get on even where there is room for few.
@@ -130,6 +134,7 @@ class CrawlRunner:
         feeds = list(self._feeds.values())
         start = self._turn % len(feeds)
         taken = self._take_in_turn(feeds[start:] + feeds[:start], room)
+        self.behind = len(taken) == room
         queued = {feed.task.number: feed for feed, _ in taken if feed.task.queued}
         if queued:
             self._store.start_tasks(sorted(queued), lease=self._lease)

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.util
 import multiprocessing
+import os
 import shutil
 import signal
 import threading
@@ -207,9 +208,7 @@ class FeatureStores:
         """The same in a process of its own: importing Feast would take 140 MB of a server, and stall it for seconds."""
         if self._is_applied():
             return False
-        with ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-        ) as process:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_give_way) as process:
             return process.submit(_applied, self._settings).result()
 
     def _is_applied(self) -> bool:
@@ -387,6 +386,12 @@ def _newest(keys: npt.NDArray[Any], event_us: npt.NDArray[np.int64]) -> npt.NDAr
     order = np.argsort(event_us, kind="stable")
     last = dict(zip(keys[order].tolist(), order.tolist(), strict=True))
     return np.fromiter(last.values(), np.intp, len(last))
+
+
+def _give_way() -> None:
+    """In a child: a Ctrl-C is the parent's to answer, and probes and requests come first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(5)
 
 
 def _applied(settings: Settings) -> bool:
