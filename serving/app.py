@@ -20,6 +20,7 @@ from serving.routes import (
     monitors,
     open_inference,
     pages,
+    polling,
     predictions,
     score,
     submit,
@@ -67,8 +68,8 @@ def create_app(platform: Platform | None = None) -> FastAPI:
     app.add_middleware(LocalOnly)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)
     errors.install(app)
-    resources = (tasks, monitors, urls, features, predictions, score, open_inference, instances, submit, health, pages)
-    for resource in resources:
+    resources = (tasks, monitors, polling, urls, features, predictions, score, open_inference, instances, submit)
+    for resource in (*resources, health, pages):
         app.include_router(resource.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

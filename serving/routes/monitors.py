@@ -47,6 +47,7 @@ _SPOOL_BYTES: Final = 1 << 20
 
 _ONE: Final = {"url": "https://example.com", "interval_s": 300}
 _OTHER: Final = {"url": "https://example.org/status", "interval_s": 60, "tags": ["prod"]}
+_ADAPTIVE: Final = {"url": "https://example.net", "schedule": {"mode": "adaptive", "budget_per_url_hour": 1}}
 _REQUEST: Final = {"$ref": "#/components/schemas/MonitorRequest"}
 _BODY: Final[dict[str, Any]] = {
     "requestBody": {
@@ -55,7 +56,11 @@ _BODY: Final[dict[str, Any]] = {
         "content": {
             "application/json": {
                 "schema": {"anyOf": [_REQUEST, {"type": "array", "items": _REQUEST}]},
-                "examples": {"one": {"value": _ONE}, "several": {"value": [_ONE, _OTHER]}},
+                "examples": {
+                    "one": {"value": _ONE},
+                    "several": {"value": [_ONE, _OTHER]},
+                    "adaptive": {"value": _ADAPTIVE},
+                },
             },
             NDJSON: {
                 "schema": {"type": "string", "description": "A `MonitorRequest` a line."},

@@ -13,6 +13,7 @@ from serving.schemas.monitors import (
 )
 from serving.schemas.operations import Check, Live, Ready
 from serving.schemas.options import Options
+from serving.schemas.polling import Polled, Pool
 from serving.schemas.predictions import (
     CurrentItem,
     Features,
@@ -44,6 +45,8 @@ __all__ = [
     "MonitorPatch",
     "MonitorRequest",
     "Options",
+    "Polled",
+    "Pool",
     "Predictions",
     "PredictionsItem",
     "PredictionsRequest",

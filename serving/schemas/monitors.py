@@ -1,5 +1,6 @@
 """Monitors."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -8,13 +9,22 @@ from pydantic import AwareDatetime, BaseModel, Field, ValidationError, model_val
 from serving.schemas.common import RequestBody, Target, Time, Url, rfc3339
 from serving.schemas.options import Options
 from urlhealth import vocabulary as words
-from urlhealth.crawl.monitors import MAX_INTERVAL_S, MIN_INTERVAL_S, MonitorChange
+from urlhealth.crawl.monitors import MAX_INTERVAL_S, MAX_WEIGHT, MIN_INTERVAL_S, MonitorChange
 from urlhealth.errors import InvalidRequest
 
 #: Without control characters; and whatever can be written down (no half of a surrogate pair).
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 IntervalS = Annotated[
     int, Field(ge=MIN_INTERVAL_S, le=MAX_INTERVAL_S, description="Time between two probes.", examples=[300])
+]
+Weight = Annotated[
+    float,
+    Field(
+        ge=1 / MAX_WEIGHT,
+        le=MAX_WEIGHT,
+        allow_inf_nan=False,
+        description="What an outage of it counts, beside 1, where the schedule is adaptive.",
+    ),
 ]
 Group = Annotated[Line, Field(description="Who runs it; by default the registrable domain.")]
 Tags = Annotated[list[Line], Field(max_length=50, description="Words to select monitors by.", examples=[["prod"]])]
@@ -54,6 +64,30 @@ class Maintenance(RequestBody):
         return cls.model_validate({"start": start, "end": end, "every": every})
 
 
+class Schedule(RequestBody):
+    """Probes where outages are likely, under a budget that all monitors share whose schedules are equal."""
+
+    mode: Literal["adaptive"]
+    budget_per_url_hour: float = Field(
+        gt=0, allow_inf_nan=False, description="Probes per monitor and hour, on average over those that share it."
+    )
+    min_interval_s: int = Field(300, ge=MIN_INTERVAL_S, le=MAX_INTERVAL_S)
+    max_interval_s: int = Field(43_200, ge=MIN_INTERVAL_S, le=MAX_INTERVAL_S)
+    objective: words.Objective = Field(
+        words.Objective.BOTH, description="Least time until an outage is detected, most outages caught, or both."
+    )
+    pool: Line | None = Field(None, description="A name, so that schedules that are otherwise equal share nothing.")
+
+    def to_domain(self) -> words.AdaptiveSchedule:
+        """The schedule as the platform knows it."""
+        return words.AdaptiveSchedule(**self.model_dump(exclude={"mode"}))
+
+    @classmethod
+    def of(cls, schedule: words.AdaptiveSchedule) -> Self:
+        """The schedule as a reply."""
+        return cls.model_validate({"mode": "adaptive", **asdict(schedule)})
+
+
 Windows = Annotated[list[Maintenance], Field(max_length=100, description="Times without probes.")]
 
 
@@ -61,7 +95,9 @@ class MonitorRequest(RequestBody):
     """A URL to probe again and again."""
 
     url: Url
-    interval_s: IntervalS
+    interval_s: IntervalS | None = None
+    schedule: Schedule | None = Field(None, description="Instead of an interval.")
+    weight: Weight = 1.0
     name: Line | None = Field(
         None, description="Makes it a target of its own, with its own options and verdicts, beside others of the URL."
     )
@@ -70,6 +106,12 @@ class MonitorRequest(RequestBody):
     tags: Tags = Field(default_factory=list)
     paused: Paused = False
     maintenance: Windows = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.interval_s is None) == (self.schedule is None):
+            raise ValueError("give interval_s or schedule, and not both")
+        return self
 
     def to_domain(self) -> words.MonitorSpec:
         """The monitor as the platform wants it.
@@ -81,6 +123,8 @@ class MonitorRequest(RequestBody):
         return words.MonitorSpec(
             url=self.url,
             interval_s=self.interval_s,
+            schedule=None if self.schedule is None else self.schedule.to_domain(),
+            weight=self.weight,
             name=self.name,
             group=self.group,
             options=options,
@@ -94,6 +138,8 @@ class MonitorPatch(RequestBody):
     """What is to become of a monitor. What is not named stays; what is, is replaced as a whole."""
 
     interval_s: IntervalS | None = None
+    schedule: Schedule | None = None
+    weight: Weight | None = None
     group: Group | None = None
     options: Options | None = None
     tags: Tags | None = None
@@ -105,6 +151,8 @@ class MonitorPatch(RequestBody):
         nulls = [name for name in self.model_fields_set if getattr(self, name) is None]
         if nulls:
             raise ValueError(f"{min(nulls)} is null: leave out what is to stay as it is")
+        if self.interval_s is not None and self.schedule is not None:
+            raise ValueError("give interval_s or schedule, and not both")
         return self
 
     def to_domain(self) -> MonitorChange:
@@ -116,6 +164,10 @@ class MonitorPatch(RequestBody):
         change: MonitorChange = {}
         if self.interval_s is not None:
             change["interval_s"] = self.interval_s
+        if self.schedule is not None:
+            change["schedule"] = self.schedule.to_domain()
+        if self.weight is not None:
+            change["weight"] = self.weight
         if self.group is not None:
             change["group"] = self.group
         if self.options is not None:
@@ -130,14 +182,16 @@ class MonitorPatch(RequestBody):
 
 
 class Monitor(BaseModel):
-    """A target that is probed at an interval."""
+    """A target that is probed again and again."""
 
     monitor_id: str
     url: str
     name: str | None
     target: Target
     group: str
-    interval_s: int
+    interval_s: int = Field(description="Time between two probes; of an adaptive schedule, the one planned now.")
+    schedule: Schedule | None
+    weight: float
     options: Options
     tags: list[str]
     paused: bool
@@ -157,6 +211,8 @@ class Monitor(BaseModel):
             target=monitor.target.key,
             group=monitor.target.group,
             interval_s=monitor.interval_s,
+            schedule=None if monitor.schedule is None else Schedule.of(monitor.schedule),
+            weight=monitor.weight,
             options=Options.of(monitor.options),
             tags=list(monitor.tags),
             paused=monitor.paused,

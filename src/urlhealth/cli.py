@@ -16,7 +16,7 @@ from rich.text import Text
 
 from urlhealth import history_cli, monitors_cli
 from urlhealth.errors import ConfigurationError, InvalidRequest, InvalidUrls, UrlHealthError
-from urlhealth.printing import print_json_lines, print_results, print_table, result_json, result_line
+from urlhealth.printing import print_json_lines, print_pools, print_results, print_table, result_json, result_line
 
 if TYPE_CHECKING:
     from urlhealth.crawl.tasks import Answered
@@ -324,6 +324,38 @@ def backtest(
     if report is not None:
         page = backtests.report(forecaster, name, history, report, known_for_s=settings.known_for_s)
         console.print(f"report on {name}: {page}", soft_wrap=True)
+
+
+@app.command()
+def polling(
+    pool: Annotated[
+        int | None, typer.Option(help="Show the monitors of this pool that were probed most, instead of the pools.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Lines to show.", min=1, max=1000)] = 100,
+    as_json: Json = False,
+) -> None:
+    """Show where the budgets of adaptive monitors went, and what that gained over equal intervals."""
+    from serving.schemas import Polled, Pool
+
+    with _platform(check=False) as platform:
+        if pool is None:
+            pools = platform.crawl.pools(limit=limit).items
+            if as_json:
+                print_json_lines(map(Pool.of, pools))
+            else:
+                print_pools(pools)
+        else:
+            polled = platform.crawl.pool_monitors(pool, limit=limit)
+            if as_json:
+                print_json_lines(map(Polled.of, polled))
+            else:
+                print_table(
+                    ("target", "probes", "interval, s", "weight", "skipped"),
+                    (
+                        (m.target.key, f"{m.probes:,}", f"{m.interval_s:,}", f"{m.weight:g}", f"{m.skipped:,}")
+                        for m in polled
+                    ),
+                )
 
 
 @app.command()

@@ -107,8 +107,13 @@ def _plan(wanted: "Mapping[str, MonitorSpec]", present: "Iterable[Monitor]") -> 
 
 def _difference(spec: "MonitorSpec", monitor: "Monitor") -> "MonitorChange":
     change: MonitorChange = {}
-    if spec.interval_s != monitor.interval_s:
+    if spec.schedule is not None:
+        if spec.schedule != monitor.schedule:
+            change["schedule"] = spec.schedule
+    elif spec.interval_s is not None and (spec.interval_s != monitor.interval_s or monitor.schedule is not None):
         change["interval_s"] = spec.interval_s
+    if spec.weight != monitor.weight:
+        change["weight"] = spec.weight
     if spec.group is not None and spec.group != monitor.target.group:
         change["group"] = spec.group
     if spec.options != monitor.options:
@@ -181,6 +186,7 @@ def _item(monitor: "Monitor") -> dict[str, Any]:
     from dataclasses import asdict
 
     from serving.schemas import Maintenance
+    from serving.schemas.monitors import Schedule
     from urlhealth.probing.urls import registrable_domain
     from urlhealth.vocabulary import DEFAULT_OPTIONS
 
@@ -194,7 +200,9 @@ def _item(monitor: "Monitor") -> dict[str, Any]:
     item = {
         "url": target.url,
         "name": target.name,
-        "interval_s": monitor.interval_s,
+        "interval_s": monitor.interval_s if monitor.schedule is None else None,
+        "schedule": None if monitor.schedule is None else Schedule.of(monitor.schedule).model_dump(mode="json"),
+        "weight": monitor.weight if monitor.weight != 1 else None,
         "group": None if target.group == registrable_domain(target.host) else target.group,
         "options": options,
         "tags": list(monitor.tags),

@@ -13,7 +13,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from urlhealth.crawl.pools import PollingPool
     from urlhealth.crawl.tasks import Answered
+    from urlhealth.polling.gain import Gain
 
 #: Wide enough that no row is folded where no terminal sets a width.
 _UNFOLDED: Final = 100_000
@@ -37,6 +39,58 @@ def print_json_lines(items: "Iterable[BaseModel]") -> None:
     """Print one JSON object a line: the shapes of `serving.schemas`, so that they are those of the API's replies."""
     for item in items:
         sys.stdout.write(item.model_dump_json() + "\n")
+
+
+def print_pools(pools: "Iterable[PollingPool]") -> None:
+    """Print where the budgets of pools went, a column a pool."""
+    names = (
+        "pool",
+        "monitors",
+        "budget per URL and hour",
+        "intervals allowed, s",
+        "objective",
+        "probes granted",
+        "probes spent",
+        "planned per hour, of",
+        "intervals planned, s",
+        "estimated gain",
+        "realised gain",
+        "since",
+    )
+    columns = [_words_of_pool(pool) for pool in pools]
+    print_table(
+        ("", *(column[0] for column in columns)), zip(names[1:], *(column[1:] for column in columns), strict=True)
+    )
+
+
+def _words_of_pool(pool: "PollingPool") -> tuple[str, ...]:
+    schedule, report = pool.schedule, pool.report
+    known = (
+        f"{pool.number}{'' if schedule.pool is None else f' {schedule.pool}'}",
+        f"{pool.monitors:,}",
+        f"{schedule.budget_per_url_hour:g}",
+        f"{schedule.min_interval_s:,} to {schedule.max_interval_s:,}",
+        schedule.objective.value,
+    )
+    if report is None:
+        return (*known, *[""] * 7)
+    spread = report.intervals_s
+    return (
+        *known,
+        f"{report.granted:,.1f}",
+        f"{report.spent:,}",
+        f"{report.planned_per_h:,.1f} of {pool.budget_per_h:,.1f}",
+        f"{spread[0]:,} to {spread[-1]:,}, median {spread[2]:,}" if spread else "",
+        _words_of_gain(report.estimated),
+        _words_of_gain(report.realised),
+        rfc3339(report.since_ms),
+    )
+
+
+def _words_of_gain(gain: "Gain") -> str:
+    if gain.caught_ratio is None or gain.delay_ratio is None:
+        return "no outage found yet"
+    return f"{gain.caught_ratio:.2f} times as many caught, after {gain.delay_ratio:.2f} of the delay"
 
 
 def print_results(items: "Iterable[Answered]") -> None:

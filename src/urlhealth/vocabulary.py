@@ -327,12 +327,38 @@ class Maintenance:
         return 0 <= since_ms < self.end_ms - self.start_ms
 
 
+class Objective(StrEnum):
+    """What adaptive intervals are best for."""
+
+    #: Least time until an outage is detected.
+    DELAY = "delay"
+    #: Most outages caught.
+    CAUGHT = "caught"
+    BOTH = "both"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptiveSchedule:
+    """Probes where outages are likely, under a budget. Monitors whose schedules are equal share it: they are a pool."""
+
+    #: Probes per monitor and hour, on average over the pool.
+    budget_per_url_hour: float
+    min_interval_s: int = 300
+    max_interval_s: int = 43_200
+    objective: Objective = Objective.BOTH
+    #: A name, so that pools that are otherwise equal are two.
+    pool: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MonitorSpec:
-    """A monitor as somebody wants it."""
+    """A monitor as somebody wants it: with an interval, or an adaptive schedule."""
 
     url: str
-    interval_s: int
+    interval_s: int | None = None
+    schedule: AdaptiveSchedule | None = None
+    #: What an outage of it counts, beside 1, where the schedule is adaptive.
+    weight: float = 1.0
     #: Makes it a target of its own, beside others of the URL.
     name: str | None = None
     #: None: the one that the target has, or the registrable domain.
@@ -350,7 +376,10 @@ class Monitor:
     monitor_id: str
     owner: str
     target: Target
+    #: With an adaptive schedule, the one that is planned now.
     interval_s: int
+    schedule: AdaptiveSchedule | None = None
+    weight: float = 1.0
     options: ProbeOptions = DEFAULT_OPTIONS
     tags: tuple[str, ...] = ()
     paused: bool = False
@@ -360,6 +389,8 @@ class Monitor:
     next_due_ms: int
     #: Slots in which it was not probed, because nobody could in time.
     skipped: int = 0
+    #: Probes since it has its adaptive schedule.
+    probes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

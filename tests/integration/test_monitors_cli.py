@@ -156,3 +156,57 @@ def test_a_file_that_is_not_there_is_named(command: Command) -> None:
     done = command("apply", "-f", "/nowhere/monitors.yaml")
     assert done.code == 1
     assert "cannot read /nowhere/monitors.yaml" in done.err
+
+
+ADAPTIVE = """\
+monitors:
+  - url: https://example.com/
+    schedule: {mode: adaptive, budget_per_url_hour: 2, min_interval_s: 60, max_interval_s: 7200}
+    weight: 3
+  - url: https://example.org/
+    interval_s: 300
+"""
+
+
+def test_adaptive_schedules_are_applied_exported_and_changed(
+    command: Command, crawl: CrawlStore, tmp_path: Path
+) -> None:
+    file = tmp_path / "monitors.yaml"
+    file.write_text(ADAPTIVE)
+    assert command("apply", "-f", str(file)).code == 0
+    monitor = next(crawl.iter_monitors())
+    assert monitor.schedule is not None
+    assert (monitor.schedule.budget_per_url_hour, monitor.weight) == (2, 3)
+    exported = command("export").out
+    assert yaml.safe_load(exported)["monitors"][0]["schedule"]["mode"] == "adaptive"
+    file.write_text(exported)
+    assert "2 as they are" in command("apply", "-f", str(file), "--dry-run").err
+    file.write_text(ADAPTIVE.replace("budget_per_url_hour: 2", "budget_per_url_hour: 4").replace("weight: 3", ""))
+    assert command("apply", "-f", str(file)).out == "~ https://example.com/: schedule, weight\n"
+    file.write_text(
+        "monitors: [{url: https://example.com/, interval_s: 900}, {url: https://example.org/, interval_s: 300}]"
+    )
+    assert command("apply", "-f", str(file)).out == "~ https://example.com/: interval_s\n"
+    assert next(crawl.iter_monitors()).schedule is None
+
+
+def test_the_command_shows_where_budgets_went(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "monitors.yaml"
+    file.write_text(ADAPTIVE)
+    command("apply", "-f", str(file))
+
+    def polling(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["urlhealth", "polling", *arguments])
+        with pytest.raises(SystemExit):
+            cli.main()
+        return capfd.readouterr().out
+
+    assert "60 to 7,200" in polling()
+    assert "https://example.com/" in polling("--pool", "1")
+    assert '"budget_per_hour":2.0' in polling("--json")
+    assert '"probes":0' in polling("--pool", "1", "--json")

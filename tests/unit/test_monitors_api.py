@@ -237,7 +237,64 @@ def test_the_page_on_monitors_keeps_up(http: TestClient) -> None:
     assert named == {(m.upper(), path) for path in paths if path.startswith(MONITORS) for m in paths[path]}
     fields = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
     assert fields == list(MonitorRequest.model_fields)
-    (body,) = re.findall(r"-d '(\{.*?\})'", page, re.DOTALL)
+    body, patch = re.findall(r"-d '(\{.*?\})'", page, re.DOTALL)
+    assert parse_monitor({"url": "https://m.example"} | json.loads(patch)).schedule is not None
     (file,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert parse_monitor(json.loads(body)).name == "login"
     assert [parse_monitor(item).interval_s for item in yaml.safe_load(file)["monitors"]] == [300, 60]
+
+
+ADAPTIVE = {"mode": "adaptive", "budget_per_url_hour": 20, "min_interval_s": 60, "max_interval_s": 1800}
+
+
+def test_an_adaptive_schedule_is_kept_shown_and_exchanged(http: TestClient) -> None:
+    reply = http.post(MONITORS, json={"url": "https://m.example", "schedule": ADAPTIVE, "weight": 2.5})
+    assert reply.status_code == 201
+    monitor = reply.json()
+    assert monitor["schedule"] == ADAPTIVE | {"objective": "both", "pool": None}
+    assert (monitor["weight"], monitor["interval_s"]) == (2.5, 180)
+    path = f"{MONITORS}/{monitor['monitor_id']}"
+    fixed = http.patch(path, json={"interval_s": 60}).json()
+    assert (fixed["schedule"], fixed["interval_s"], fixed["weight"]) == (None, 60, 2.5)
+    named = ADAPTIVE | {"objective": "delay", "pool": "shop"}
+    assert http.patch(MONITORS, params={"url": "https://m.example"}, json={"schedule": named}).json()["monitors"] == 1
+    assert http.get(path).json()["schedule"] == named
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "not both"),
+        ({"interval_s": 60, "schedule": ADAPTIVE}, "not both"),
+        ({"schedule": ADAPTIVE | {"budget_per_url_hour": 100}}, "choose one between 2 and 60"),
+        ({"schedule": ADAPTIVE | {"min_interval_s": 5}}, "min_interval_s"),
+        ({"schedule": ADAPTIVE | {"mode": "fixed"}}, "mode"),
+        ({"interval_s": 60, "weight": 0}, "weight"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(http: TestClient, given: dict[str, Any], words: str) -> None:
+    reply = http.post(MONITORS, json={"url": "https://m.example"} | given)
+    assert reply.status_code == 422
+    assert words in reply.text
+    (answer,) = http.post(MONITORS, json=[{"url": "https://m.example"} | given]).json()["items"]
+    assert answer["result"] == "invalid"
+    assert words in answer["detail"]
+
+
+def test_pools_say_where_their_budget_went(http: TestClient, platform: Platform, clock: HandClock) -> None:
+    items = [{"url": f"https://m{i}.example", "schedule": ADAPTIVE} for i in range(3)]
+    assert http.post(MONITORS, json=items).json()["created"] == 3
+    (pool,) = http.get("/api/v1/polling").json()["items"]
+    assert (pool["monitors"], pool["budget_per_hour"], pool["report"]) == (3, 60, None)
+    platform.lease.acquire()
+    assert len(platform.crawl.take_due_monitors(10, lease=platform.lease, ahead_ms=180_000)) == 3
+    clock.now_ms += 501
+    platform.crawl.take_due_monitors(10, lease=platform.lease)
+    (pool,) = http.get("/api/v1/polling").json()["items"]
+    assert pool["schedule"]["mode"] == "adaptive"
+    assert pool["report"]["intervals_s"]["least"] >= 60
+    assert pool["report"]["realised"]["caught_ratio"] is None
+    assert pool["report"]["estimated"]["caught_ratio"] > 0
+    polled = http.get(f"/api/v1/polling/{pool['pool_id']}/monitors", params={"limit": 2}).json()["items"]
+    assert [item["probes"] for item in polled] == [1, 1]
+    problem(http.get("/api/v1/polling/999/monitors"), 404, "not-found")

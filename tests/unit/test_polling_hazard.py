@@ -69,3 +69,27 @@ def test_a_target_that_relapses_unseen_is_expected_to_do_so_again() -> None:
     hazards.learn(steady, times, [True] * len(times), 720.0)
     assert hazards.relapse_rate(relapsing) == pytest.approx(1 / 24, rel=0.3)
     assert hazards.relapse_rate(steady) < 0.002
+
+
+def test_what_is_dumped_is_restored_and_other_forms_are_refused() -> None:
+    hazards = Hazards()
+    for _ in range(3):
+        hazards.add(0.0)
+    rng = np.random.default_rng(0)
+    for hour in range(1, 60):
+        hazards.observe(1, hour / 2, bool(rng.random() < 0.3))
+    dumped = hazards.dump(1)
+    assert len(dumped) < 150
+    assert hazards.restore(2, dumped)
+    assert hazards.dump(2) == dumped
+    assert hazards.rate(2, 40.0) == hazards.rate(1, 40.0)
+    assert hazards.length_shares(2) == hazards.length_shares(1)
+    for target in (1, 2):
+        hazards.observe(target, 41.0, True)
+    assert hazards.dump(2) == hazards.dump(1)
+    assert hazards.all_rates(45.0) == pytest.approx([hazards.rate(target, 45.0) for target in range(3)])
+    assert hazards.all_failing().tolist() == [False, True, True]
+    before = hazards.dump(0)
+    for other in (b"", dumped[:-1], bytes([99]) + dumped[1:]):
+        assert not hazards.restore(0, other)
+    assert hazards.dump(0) == before

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from urlhealth.errors import ConfigurationError
-from urlhealth.polling.policy import HOUR_MS, AdaptivePolicy, Objective
+from urlhealth.polling.policy import HOUR_MS, AdaptivePolicy
+from urlhealth.vocabulary import Objective
 
 MIN_MS, MAX_MS = 300_000, 43_200_000
 

@@ -6,21 +6,25 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
+from math import isfinite
 from typing import Any, Final, TypedDict
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import change_monitors_alone, chunks, run, writing
+from urlhealth.crawl.database import change_monitors_alone, chunks, insert, run, writing
 from urlhealth.crawl.records import TARGET_COLUMNS, Records, cursor_number, new_id, page, remember, target_of
-from urlhealth.crawl.schema import monitors, targets
-from urlhealth.errors import Duplicate, InvalidRequest, NotFound
+from urlhealth.crawl.schema import monitors, polling_pools, targets
+from urlhealth.errors import ConfigurationError, Duplicate, InvalidRequest, NotFound
+from urlhealth.polling.policy import check_budget
 from urlhealth.probing.urls import parse_target
 from urlhealth.vocabulary import (
     DEFAULT_OPTIONS,
     LOCAL_OWNER,
+    AdaptiveSchedule,
     Maintenance,
     Monitor,
     MonitorSpec,
+    Objective,
     Page,
     ProbeOptions,
     Target,
@@ -28,20 +32,29 @@ from urlhealth.vocabulary import (
 
 MIN_INTERVAL_S: Final = 10
 MAX_INTERVAL_S: Final = 366 * 86_400
+MAX_WEIGHT: Final = 1000.0
 
 #: Monitors that are written in one transaction: other writers, the schedule among them, wait until it ends.
 _CHUNK: Final = 2_000
 
-#: Monitors with their targets, for :func:`monitor_of`.
-MONITORS: Final = sa.select(monitors, *TARGET_COLUMNS).join(targets, targets.c.id == monitors.c.target_id)
+#: Monitors with their targets, for :func:`monitor_of`; the number comes first.
+MONITORS: Final = (
+    sa.select(*(column for column in monitors.c if column is not monitors.c.learned), *TARGET_COLUMNS)
+    .add_columns(polling_pools.c.schedule)
+    .join(targets, targets.c.id == monitors.c.target_id)
+    .outerjoin(polling_pools, polling_pools.c.number == monitors.c.pool_number)
+)
 _INSERT: Final = (
-    "INSERT INTO monitors (monitor_id, owner, target_id, interval_s, options, tags, paused, maintenance, created_ms, "
-    "next_due_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO monitors (monitor_id, owner, target_id, interval_s, pool_number, weight, options, tags, paused, "
+    "maintenance, created_ms, next_due_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 _UPDATE: Final = (
-    "UPDATE monitors SET interval_s = ?, options = ?, tags = ?, paused = ?, maintenance = ?, next_due_ms = ? "
-    "WHERE number = ?"
+    "UPDATE monitors SET interval_s = ?, pool_number = ?, weight = ?, options = ?, tags = ?, paused = ?, "
+    "maintenance = ?, next_due_ms = ? WHERE number = ?"
 )
+#: A monitor that has another schedule now. What was learned stays if it goes on being learned.
+_TO_POOL: Final = "UPDATE monitors SET probes = 0 WHERE number = ?"
+_TO_INTERVAL: Final = "UPDATE monitors SET probes = 0, learned = NULL WHERE number = ?"
 _SET_GROUP: Final = 'UPDATE targets SET "group" = ? WHERE id = ? AND "group" <> ?'
 
 
@@ -56,10 +69,21 @@ def next_slot(key: str, interval_s: int, now_ms: int) -> int:
     return now_ms + 1 + (shift - now_ms - 1) % interval_ms
 
 
+def first_interval_s(schedule: AdaptiveSchedule) -> int:
+    """The interval at which a pool without any knowledge spends its budget."""
+    interval_s = round(3600 / schedule.budget_per_url_hour)
+    return max(schedule.min_interval_s, min(schedule.max_interval_s, interval_s))
+
+
 class MonitorChange(TypedDict, total=False):
-    """What is to become of a monitor: what is not named stays as it is. Its URL and name are what it is."""
+    """What is to become of a monitor: what is not named stays as it is. Its URL and name are what it is.
+
+    An interval takes the place of an adaptive schedule, and the other way round: only one of them is given.
+    """
 
     interval_s: int
+    schedule: AdaptiveSchedule
+    weight: float
     group: str
     options: ProbeOptions
     tags: tuple[str, ...]
@@ -85,7 +109,9 @@ ALL: Final = Selection()
 class MonitorStore(Records):
     """Creates, lists, changes and deletes monitors."""
 
-    def create_monitor(self, url: str, *, interval_s: int, owner: str = LOCAL_OWNER, **more: Any) -> Monitor:
+    def create_monitor(
+        self, url: str, *, interval_s: int | None = None, owner: str = LOCAL_OWNER, **more: Any
+    ) -> Monitor:
         """Store a new monitor; it is first due within one interval. `more`: other fields of a `MonitorSpec`.
 
         Raises:
@@ -118,6 +144,8 @@ class MonitorStore(Records):
         rows, groups = [], []
         with writing(self._engine) as connection:
             target_ids = remember(connection, owner, parsed, now_ms=now_ms)
+            schedules = (spec.schedule for spec in specs if isinstance(spec, MonitorSpec) and spec.schedule)
+            pools = _pool_numbers(connection, owner, schedules)
             known = self._monitors_of(connection, owner, list(target_ids.values()))
             for spec, target in zip(specs, wanted, strict=True):
                 if isinstance(spec, InvalidRequest) or isinstance(target, InvalidRequest):
@@ -129,8 +157,8 @@ class MonitorStore(Records):
                     continue
                 monitor_id = known[target_id] = new_id(self._clock)
                 answers.append(monitor_id)
-                due_ms = next_slot(target.key, spec.interval_s, now_ms)
-                rows.append((monitor_id, owner, target_id, *_written(spec), now_ms, due_ms))
+                written = _written(spec, pools)
+                rows.append((monitor_id, owner, target_id, *written, now_ms, next_slot(target.key, written[0], now_ms)))
                 if spec.group is not None:
                     groups.append((spec.group, target_id, spec.group))
             run(connection, _SET_GROUP, groups)
@@ -207,40 +235,57 @@ class MonitorStore(Records):
         Raises:
             InvalidRequest: an interval is out of range; nothing was changed.
         """
-        for change in changes.values():
-            if "interval_s" in change:
-                _check_interval(change["interval_s"])
+        distinct = {id(change): change for change in changes.values()}.values()
+        for change in distinct:
+            _check_change(change)
+        schedules = [change["schedule"] for change in distinct if "schedule" in change]
         changed = 0
         for some in chunks(list(changes), _CHUNK):
             query = MONITORS.where(monitors.c.owner == owner, monitors.c.monitor_id.in_(some))
             with writing(self._engine) as connection:
                 change_monitors_alone(connection)
+                pools = _pool_numbers(connection, owner, schedules)
                 rows, groups = [], []
+                to_pool: list[tuple[int]] = []
+                to_interval: list[tuple[int]] = []
                 for row in connection.execute(query).all():
                     change = changes[row.monitor_id]
-                    rows.append(self._changed(row, change))
+                    rows.append(self._changed(row, change, pools))
                     if "group" in change:
                         groups.append((change["group"], row.target_id, change["group"]))
+                    if (pool_number := rows[-1][1]) != row.pool_number:
+                        (to_interval if pool_number is None else to_pool).append((row.number,))
                 run(connection, _SET_GROUP, groups)
                 run(connection, _UPDATE, rows)
+                run(connection, _TO_POOL, to_pool)
+                run(connection, _TO_INTERVAL, to_interval)
             changed += len(rows)
         return changed
 
-    def _changed(self, row: Any, change: MonitorChange) -> tuple[Any, ...]:
+    def _changed(self, row: Any, change: MonitorChange, pools: Mapping[AdaptiveSchedule, int]) -> tuple[Any, ...]:
         """The values for `_UPDATE`."""
         old = monitor_of(row)
+        schedule = None if "interval_s" in change else change.get("schedule", old.schedule)
         new = MonitorSpec(
             url=old.target.url,
             interval_s=change.get("interval_s", old.interval_s),
+            schedule=schedule,
+            weight=change.get("weight", old.weight),
             options=change.get("options", old.options),
             tags=change.get("tags", old.tags),
             paused=change.get("paused", old.paused),
             maintenance=change.get("maintenance", old.maintenance),
         )
+        if schedule is not None and schedule == old.schedule:
+            written = _written(new, {schedule: row.pool_number})
+            written = (old.interval_s, *written[1:])  # the plan stays
+        else:
+            written = _written(new, pools)
         due_ms = old.next_due_ms
-        if new.interval_s != old.interval_s or (old.paused and not new.paused):
-            due_ms = next_slot(old.target.key, new.interval_s, self._clock())
-        return (*_written(new), due_ms, row.number)
+        interval_s, pool_number, *_ = written
+        if (interval_s, pool_number) != (old.interval_s, row.pool_number) or (old.paused and not new.paused):
+            due_ms = next_slot(old.target.key, interval_s, self._clock())
+        return (*written, due_ms, row.number)
 
     def delete_monitor(self, monitor_id: str, *, owner: str = LOCAL_OWNER) -> None:
         """Delete the monitor; its probes stay.
@@ -282,6 +327,8 @@ def monitor_of(row: Any) -> Monitor:
         owner=row.owner,
         target=target_of(row),
         interval_s=row.interval_s,
+        schedule=None if row.schedule is None else schedule_of(row.schedule),
+        weight=row.weight,
         options=_options_of(row.options),
         tags=tuple(row.tags.split("\n")[1:-1]),
         paused=row.paused,
@@ -289,18 +336,53 @@ def monitor_of(row: Any) -> Monitor:
         created_ms=row.created_ms,
         next_due_ms=row.next_due_ms,
         skipped=row.skipped,
+        probes=row.probes,
     )
 
 
-def _written(spec: MonitorSpec) -> tuple[int, str, str, bool, str]:
-    """What it is, as stored: interval, options, tags, whether paused, windows."""
+def _written(
+    spec: MonitorSpec, pools: Mapping[AdaptiveSchedule, int]
+) -> tuple[int, int | None, float, str, str, bool, str]:
+    """What it is, as stored: interval, pool, weight, options, tags, whether paused, windows."""
+    interval_s = spec.interval_s if spec.schedule is None else first_interval_s(spec.schedule)
+    assert interval_s is not None
     return (
-        spec.interval_s,
+        interval_s,
+        None if spec.schedule is None else pools[spec.schedule],
+        spec.weight,
         _options_text(spec.options),
         _tags_text(spec.tags),
         spec.paused,
         _windows_text(spec.maintenance),
     )
+
+
+def _pool_numbers(
+    connection: sa.Connection, owner: str, schedules: Iterable[AdaptiveSchedule]
+) -> dict[AdaptiveSchedule, int]:
+    """The pools that these schedules mean; new ones are added."""
+    texts = {
+        schedule: json.dumps(asdict(schedule) | {"budget_per_url_hour": float(schedule.budget_per_url_hour)})
+        for schedule in schedules
+    }
+    if not texts:
+        return {}
+    # One after the other in the same order, so that two transactions that add the same ones do not block each other.
+    for text in sorted(texts.values()):
+        add = insert(connection, polling_pools).values(owner=owner, schedule=text)
+        connection.execute(add.on_conflict_do_nothing(index_elements=["owner", "schedule"]))
+    query = sa.select(polling_pools.c.schedule, polling_pools.c.number).where(polling_pools.c.owner == owner)
+    found: dict[str, int] = {}
+    for some in chunks(list(texts.values()), _CHUNK):
+        found.update(connection.execute(query.where(polling_pools.c.schedule.in_(some))).all())
+    return {schedule: found[text] for schedule, text in texts.items()}
+
+
+@lru_cache(maxsize=1024)
+def schedule_of(text: str) -> AdaptiveSchedule:
+    """The schedule of a row of `polling_pools`."""
+    stored = json.loads(text)
+    return AdaptiveSchedule(**stored | {"objective": Objective(stored["objective"])})
 
 
 def _options_text(options: ProbeOptions) -> str:
@@ -333,7 +415,13 @@ def _target_or_fault(spec: MonitorSpec | InvalidRequest) -> Target | InvalidRequ
     if isinstance(spec, InvalidRequest):
         return spec
     try:
-        _check_interval(spec.interval_s)
+        if (spec.interval_s is None) == (spec.schedule is None):
+            raise InvalidRequest("give interval_s or schedule, and not both")
+        if spec.interval_s is not None:
+            _check_interval(spec.interval_s)
+        if spec.schedule is not None:
+            _check_schedule(spec.schedule)
+        _check_weight(spec.weight)
         return parse_target(spec.url, group=spec.group, name=spec.name)
     except InvalidRequest as fault:
         return fault
@@ -342,6 +430,34 @@ def _target_or_fault(spec: MonitorSpec | InvalidRequest) -> Target | InvalidRequ
 def _check_interval(interval_s: int) -> None:
     if not MIN_INTERVAL_S <= interval_s <= MAX_INTERVAL_S:
         raise InvalidRequest(f"interval_s is {interval_s}; give {MIN_INTERVAL_S} to {MAX_INTERVAL_S} seconds")
+
+
+def _check_schedule(schedule: AdaptiveSchedule) -> None:
+    if schedule.min_interval_s < MIN_INTERVAL_S or schedule.max_interval_s > MAX_INTERVAL_S:
+        raise InvalidRequest(
+            f"schedule: min_interval_s is {schedule.min_interval_s}, max_interval_s {schedule.max_interval_s}; "
+            f"give {MIN_INTERVAL_S} to {MAX_INTERVAL_S} seconds"
+        )
+    try:
+        check_budget(schedule.budget_per_url_hour, schedule.min_interval_s, schedule.max_interval_s)
+    except ConfigurationError as error:
+        raise InvalidRequest(f"schedule: {error}") from None
+
+
+def _check_weight(weight: float) -> None:
+    if not (isfinite(weight) and 1 / MAX_WEIGHT <= weight <= MAX_WEIGHT):
+        raise InvalidRequest(f"weight is {weight}; give {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}")
+
+
+def _check_change(change: MonitorChange) -> None:
+    if "interval_s" in change and "schedule" in change:
+        raise InvalidRequest("give interval_s or schedule, and not both")
+    if "interval_s" in change:
+        _check_interval(change["interval_s"])
+    if "schedule" in change:
+        _check_schedule(change["schedule"])
+    if "weight" in change:
+        _check_weight(change["weight"])
 
 
 def _where(selection: Selection, owner: str) -> list[sa.ColumnElement[bool]]:

@@ -62,6 +62,7 @@ class CrawlRunner:
         self._polled_s = -math.inf
         #: Whether targets of tasks wait because the dispatcher has no room for them.
         self.behind = False
+        store.forget_slots()
 
     def step(self, timeout_s: float) -> int:
         """One turn: dispatch what waits, wait up to `timeout_s` for results, file them; returns how many were filed.
@@ -92,11 +93,13 @@ class CrawlRunner:
         self._feeds.clear()
         self._unfiled.clear()
         self.behind = False
+        self._store.forget_slots()
 
     def _file(self) -> int:
         if not self._unfiled:
             return 0
         filed = self._file_or_drop(self._unfiled)
+        self._store.observe_slots(self._unfiled)
         for probed in self._unfiled:
             feed = self._feeds.get(probed.request.task_id or "")
             if feed is not None:

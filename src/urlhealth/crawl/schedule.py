@@ -1,23 +1,26 @@
 """When monitors are due: each slot is handed out once, or skipped and counted.
 
-A monitor's slots are a grid (`monitors.next_slot`), and its row holds the next one that nobody has dealt with. It is
-moved on in the transaction that hands the slot out, under the lease's fence, before anything is probed: so no slot is
-handed out twice, whoever dies or stalls, and one that is handed out to a process that dies is lost.
+A monitor's slots are a grid (`monitors.next_slot`), or planned one by one (`crawl/adaptive.py`), and its row holds the
+next one that nobody has dealt with. It is moved on in the transaction that hands the slot out, under the lease's fence,
+before anything is probed: so no slot is handed out twice, whoever dies or stalls, and one that is handed out to a
+process that dies is lost.
 """
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Final
 
 import sqlalchemy as sa
 
+from urlhealth.crawl.adaptive import AdaptivePlans
 from urlhealth.crawl.database import change_monitors_alone, run, writing
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.monitors import MONITORS, monitor_of, next_slot
 from urlhealth.crawl.records import Records
 from urlhealth.crawl.schema import monitors
-from urlhealth.vocabulary import Monitor
+from urlhealth.vocabulary import Monitor, Probed
 
 #: Upper bounds of the classes in which lags are counted.
 LAGS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -77,6 +80,18 @@ class Schedule(Records):
         """Of the slots that this store has handed out."""
         return Punctuality()
 
+    @cached_property
+    def _plans(self) -> AdaptivePlans:
+        return AdaptivePlans(self._engine)
+
+    def observe_slots(self, results: Iterable[Probed]) -> None:
+        """What was found in slots that this store has handed out, and filed: adaptive schedules go by it."""
+        self._plans.observe(results)
+
+    def forget_slots(self) -> None:
+        """What was handed out and not observed is lost."""
+        self._plans.forget()
+
     def take_due_monitors(self, limit: int, *, lease: Lease, ahead_ms: int = 0) -> list[tuple[int, Monitor]]:
         """Up to `limit` monitors of all owners that are due, with their targets' ids, the longest due first.
 
@@ -93,27 +108,36 @@ class Schedule(Records):
         set_back = now_ms < self._looked_ms  # or this is the first look
         with self._engine.connect() as connection:
             first_ms = connection.scalar(_FIRST_DUE)
-        if not set_back and (first_ms is None or first_ms > now_ms + ahead_ms // 2):
+        planned = self._plans.turn(now_ms)
+        if not (set_back or planned) and (first_ms is None or first_ms > now_ms + ahead_ms // 2):
             self._looked_ms = now_ms
             return []
         with writing(self._engine) as connection:
             lease.fence(connection)
             change_monitors_alone(connection)
             now = {"now_ms": now_ms}
+            self._plans.write(connection)
             if set_back:
                 connection.execute(_PULL_BACK, now)
             skipped = connection.scalar(_COUNT_MISSED, now)
             if skipped:
                 connection.execute(_SKIP_MISSED, now)
             rows = connection.execute(_DUE.limit(limit), {"now_ms": now_ms + ahead_ms}).all()
-            due = [(row.target_id, monitor_of(row)) for row in rows]
+            due = [(row, monitor_of(row)) for row in rows]
+            probed = {row.number for row, m in due if not any(window.covers(m.next_due_ms) for window in m.maintenance)}
             moves = [
                 (next_slot(m.target.key, m.interval_s, max(now_ms, m.next_due_ms)), row.number)
-                for row, (_, m) in zip(rows, due, strict=True)
+                for row, m in due
+                if m.schedule is None
             ]
             run(connection, _MOVE, moves)
+            adaptive = [row for row in rows if row.pool_number is not None]
+            handed_out = self._plans.hand_out(connection, adaptive, probed, now_ms)
+            handed_out.write(connection)
         self._looked_ms = now_ms
-        self.punctuality.skipped += int(skipped or 0)
+        self._plans.written(now_ms)
+        self._plans.begin(handed_out, now_ms)
+        self.punctuality.skipped += int(skipped or 0) + handed_out.skipped
         return [
-            (target_id, m) for target_id, m in due if not any(window.covers(m.next_due_ms) for window in m.maintenance)
+            (row.target_id, m) for row, m in due if row.number in (probed if m.schedule is None else handed_out.numbers)
         ]

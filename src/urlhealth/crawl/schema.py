@@ -155,6 +155,19 @@ sa.Index(
     postgresql_where=sa.text("feeds_features"),
 )
 
+polling_pools: Final = sa.Table(
+    "polling_pools",
+    metadata,
+    _number("number"),
+    _owner(),
+    #: JSON of an `AdaptiveSchedule`: monitors of one owner whose schedules are equal are a pool.
+    sa.Column("schedule", sa.Text, nullable=False),
+    #: JSON of a `PoolReport`; null before the writer has made one.
+    sa.Column("report", sa.Text),
+    sa.UniqueConstraint("owner", "schedule"),
+    sqlite_autoincrement=True,
+)
+
 monitors: Final = sa.Table(
     "monitors",
     metadata,
@@ -162,6 +175,7 @@ monitors: Final = sa.Table(
     sa.Column("monitor_id", sa.Text, nullable=False, unique=True),
     _owner(),
     sa.Column("target_id", _Id, sa.ForeignKey("targets.id"), nullable=False),
+    #: With an adaptive schedule, the one that is planned now.
     sa.Column("interval_s", sa.Integer, nullable=False),
     sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("created_ms", sa.BigInteger, nullable=False),
@@ -172,6 +186,12 @@ monitors: Final = sa.Table(
     #: Each with a line break before and after it.
     sa.Column("tags", sa.Text, nullable=False, server_default=""),
     sa.Column("skipped", sa.BigInteger, nullable=False, server_default="0"),
+    #: With an adaptive schedule: its pool, what an outage counts, probes since then, and what they have taught
+    #: (`Hazards.dump`).
+    sa.Column("pool_number", _Id),
+    sa.Column("weight", sa.Double, nullable=False, server_default="1"),
+    sa.Column("probes", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("learned", sa.LargeBinary),
     # One monitor a target.
     sa.UniqueConstraint("owner", "target_id"),
     sqlite_autoincrement=True,
@@ -181,6 +201,9 @@ sa.Index(None, monitors.c.owner, monitors.c.number)
 # What is due.
 _active = sa.not_(monitors.c.paused)
 sa.Index("ix_monitors_due", monitors.c.next_due_ms, sqlite_where=_active, postgresql_where=_active)
+# Those of a pool, one after the other; how many there are.
+_pooled = sa.and_(monitors.c.pool_number.is_not(None), _active)
+sa.Index("ix_monitors_pool", monitors.c.pool_number, monitors.c.number, sqlite_where=_pooled, postgresql_where=_pooled)
 
 leases: Final = sa.Table(
     "leases",

@@ -11,6 +11,7 @@ from urlhealth.crawl.database import writing
 from urlhealth.crawl.erasing import Erasing
 from urlhealth.crawl.history import History
 from urlhealth.crawl.monitors import MonitorStore
+from urlhealth.crawl.pools import PoolReading
 from urlhealth.crawl.reading import Reading
 from urlhealth.crawl.retention import Retention
 from urlhealth.crawl.schedule import Schedule
@@ -23,7 +24,7 @@ from urlhealth.vocabulary import Prediction, Served
 _LOGGED: Final = tuple(f.name for f in fields(Prediction) if f.name in prediction_log.c)
 
 
-class CrawlStore(TaskStore, History, Reading, Erasing, Retention, Bulk, MonitorStore, Schedule, WorkStore):
+class CrawlStore(TaskStore, History, Reading, Erasing, Retention, Bulk, MonitorStore, PoolReading, Schedule, WorkStore):
     """Tasks, targets with their history, monitors, the runner's work, and the log of what was predicted.
 
     Usable from any thread, and from any number of processes on one database. Every change is on disk when its method

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from urlhealth.errors import InvalidRequest
-from urlhealth.polling.policy import AdaptivePolicy, Objective
+from urlhealth.polling.policy import AdaptivePolicy
 from urlhealth.polling.replay import (
     Found,
     Outages,
@@ -27,6 +27,7 @@ from urlhealth.polling.replay import (
     series_of,
 )
 from urlhealth.polling.report import summary, write_report
+from urlhealth.vocabulary import Objective
 
 HALF: Final = "half"
 Choice = TypeVar("Choice", Policies, Objective)

@@ -17,7 +17,13 @@ from array import array
 from collections.abc import Sequence
 from math import exp, expm1, inf, log
 from operator import mul
+from struct import Struct
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
 
 #: Memories of the chain, longest first, and how many onsets' worth each is drawn to the one before it.
 HALF_LIVES_H: Final = (inf, 720.0, 168.0, 24.0, 4.0, 0.7)
@@ -46,6 +52,9 @@ _ENDS: Final = tuple(1 / length for length in LENGTHS_H)
 _LOSSES: Final = tuple(tuple(end + decay for end in _ENDS) for decay in _DECAYS)
 _LEVELS: Final = len(HALF_LIVES_H)
 _KINDS: Final = len(LENGTHS_H)
+#: What :meth:`Hazards.dump` writes: a number for the form, then the fields in the order of their making.
+_FORM: Final = 1
+_DUMPED: Final = Struct(f"<B{2 * _LEVELS + 2 * _KINDS}f4fb3d")
 
 
 class Hazards:
@@ -88,6 +97,56 @@ class Hazards:
         self._prior.append(prior_per_h)
         self._state.append(-1)
         return len(self._state) - 1
+
+    def dump(self, target: int) -> bytes:
+        """All that is known of a target, in 142 bytes."""
+        levels = slice(target * _LEVELS, (target + 1) * _LEVELS)
+        kinds = slice(target * _KINDS, (target + 1) * _KINDS)
+        return _DUMPED.pack(
+            _FORM,
+            *self._onsets[levels],
+            *self._exposures[levels],
+            *self._lengths[kinds],
+            *self._length_exposures[kinds],
+            self._relapses[target],
+            self._failing_h[target],
+            self._age_h[target],
+            self._before_h[target],
+            self._state[target],
+            self._as_of_h[target],
+            self.seen_h[target],
+            self._since_h[target],
+        )
+
+    def restore(self, target: int, dumped: bytes) -> bool:
+        """Put back what :meth:`dump` gave; False, and nothing done, if it is of another version of this program."""
+        if len(dumped) != _DUMPED.size or dumped[0] != _FORM:
+            return False
+        _, *columns = _DUMPED.unpack(dumped)
+        levels = slice(target * _LEVELS, (target + 1) * _LEVELS)
+        kinds = slice(target * _KINDS, (target + 1) * _KINDS)
+        places = ((self._onsets, levels), (self._exposures, levels), (self._lengths, kinds))
+        at = 0
+        for column, place in (*places, (self._length_exposures, kinds)):
+            width = place.stop - place.start
+            column[place] = array("f", columns[at : at + width])
+            at += width
+        (
+            self._relapses[target],
+            self._failing_h[target],
+            self._age_h[target],
+            self._before_h[target],
+            self._state[target],
+            self._as_of_h[target],
+            self.seen_h[target],
+            self._since_h[target],
+        ) = columns[at:]
+        self._share(target)
+        return True
+
+    def foresee(self, target: int, prior_per_h: float) -> None:
+        """Another prior: onsets per hour as far as somebody else can tell now."""
+        self._prior[target] = prior_per_h
 
     def failing(self, target: int) -> bool:
         """Whether the last probe found it failing."""
@@ -156,6 +215,26 @@ class Hazards:
             shape = SHAPES[level]
             rate = (onsets[at + level] * kept + shape) / (exposures[at + level] * kept + shape / rate)
         return rate
+
+    def all_rates(self, t_h: float) -> Floats:
+        """:meth:`rate` of all targets, shape (n,)."""
+        ago_h = t_h - np.array(self._as_of_h)
+        onsets = np.array(self._onsets, np.float64).reshape(-1, _LEVELS)
+        exposures = np.array(self._exposures, np.float64).reshape(-1, _LEVELS)
+        rates: Floats = np.array(self._prior, np.float64)
+        for level in range(_LEVELS):
+            kept, shape = np.exp(-ago_h * _DECAYS[level]), SHAPES[level]
+            rates = (onsets[:, level] * kept + shape) / (exposures[:, level] * kept + shape / rates)
+        return rates
+
+    def all_length_shares(self) -> Floats:
+        """:meth:`length_shares` of all targets, shape (n, kinds)."""
+        return np.array(self._shares, np.float64).reshape(-1, _KINDS)
+
+    def all_failing(self) -> npt.NDArray[np.bool_]:
+        """:meth:`failing` of all targets, shape (n,)."""
+        failing: npt.NDArray[np.bool_] = np.array(self._state) == 1
+        return failing
 
     def relapse_rate(self, target: int) -> float:
         """Outages per hour that follow an up-time too short to be seen, of a target that is thought to be failing."""

@@ -1,4 +1,4 @@
-"""Which target to probe next, under a budget: `AdaptivePolicy`.
+"""When to probe which target, under a budget: `Planner` says when, `AdaptivePolicy` also keeps the time.
 
 **The interval.** A probe costs the price c, in hours of delay. With onsets at rate λ, found up at the last probe,
 waiting δ costs λ·∫₀^δ∫₀^s S(x) dx ds of undetected failing, plus c, per time δ; that is least where
@@ -18,20 +18,24 @@ that a burst anywhere gets probes that quiet hours did not need.
 that is followed by a new outage. **New targets** have the prior's hazard, which is higher than that of one which is
 known to be quiet: they are explored. **Groups**: an outage raises the hazard of the group's others for some minutes.
 
-A probe costs the same, whatever the number of targets: plans stand on a timer wheel of whole seconds.
+A probe costs the same, whatever the number of targets: plans stand on a timer wheel of whole seconds, or, for the
+monitors of the platform, in their rows (`crawl/adaptive.py`).
 """
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Hashable
-from enum import StrEnum
+from collections.abc import Hashable, Sequence
 from heapq import heappop, heappush
 from math import exp, expm1, log
 from operator import mul
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from urlhealth.errors import ConfigurationError
 from urlhealth.polling.hazard import LENGTH_SHARES, LENGTHS_H, PRIOR_RATE, Hazards
+from urlhealth.vocabulary import Objective
 
 HOUR_MS: Final = 3_600_000
 SECOND_MS: Final = 1_000
@@ -40,7 +44,8 @@ SECOND_MS: Final = 1_000
 CAUGHT_WORTH_H: Final = 1 / 7
 #: Plans are made anew at least so often, for the price moves.
 REPLAN_H: Final = 2.0
-#: How fast the price follows, in logarithm per hour; and how far a full or empty account moves it at once.
+#: How fast the price follows, in logarithm per hour (with more than a probe an hour: per probe of a URL); and how far a
+#: full or empty account moves it at once.
 PRICE_GAIN_PER_H: Final = 0.2
 LOG_PRICE_RANGE: Final = (-30.0, 10.0)
 #: The account: at most this share of all that was granted so far, and this time's budget.
@@ -58,22 +63,29 @@ RELAPSE_WEIGHT: Final = 0.5
 
 _GRID_POINTS: Final = 33
 _GOLDEN: Final = 0.6180339887498949
+_BISECTIONS: Final = 24
 _NEVER_S: Final = -1
 
 
-class Objective(StrEnum):
-    """What the intervals are best for."""
+def check_budget(budget_per_url_hour: float, min_interval_s: float, max_interval_s: float) -> None:
+    """Raises `ConfigurationError` where no interval within the limits spends the budget."""
+    if not 0 < min_interval_s <= max_interval_s:
+        raise ConfigurationError(
+            f"min_interval_s {min_interval_s:g} and max_interval_s {max_interval_s:g}: the first must be above 0 "
+            "and not above the second"
+        )
+    lowest, highest = 3600 / max_interval_s, 3600 / min_interval_s
+    if not lowest <= budget_per_url_hour <= highest:
+        raise ConfigurationError(
+            f"a budget of {budget_per_url_hour:g} probes per URL and hour cannot be kept with intervals between "
+            f"{min_interval_s:g} and {max_interval_s:g} s: choose one between {lowest:.4g} and {highest:.4g}"
+        )
 
-    DELAY = "delay"
-    CAUGHT = "caught"
-    BOTH = "both"
 
+class Planner:
+    """Plans probes so that `budget_per_url_hour` times the number of targets, per hour, are where outages are likely.
 
-class AdaptivePolicy:
-    """Spends `budget_per_url_hour` times the number of targets, per hour, where outages are likely.
-
-    Targets are numbers that :meth:`add` gives. The caller probes what :meth:`due` returns, when politeness allows, and
-    reports each result with :meth:`observe`; times must not go back.
+    Targets are numbers that :meth:`add` gives. Where a plan goes is a subclass's business: :meth:`_enter`.
     """
 
     def __init__(
@@ -85,17 +97,7 @@ class AdaptivePolicy:
         objective: Objective = Objective.BOTH,
     ) -> None:
         """Raises `ConfigurationError` where no interval within the limits spends the budget."""
-        if not 0 < min_interval_s <= max_interval_s:
-            raise ConfigurationError(
-                f"min_interval_s {min_interval_s:g} and max_interval_s {max_interval_s:g}: the first must be above 0 "
-                "and not above the second"
-            )
-        lowest, highest = 3600 / max_interval_s, 3600 / min_interval_s
-        if not lowest <= budget_per_url_hour <= highest:
-            raise ConfigurationError(
-                f"a budget of {budget_per_url_hour:g} probes per URL and hour cannot be kept with intervals between "
-                f"{min_interval_s:g} and {max_interval_s:g} s: choose one between {lowest:.4g} and {highest:.4g}"
-            )
+        check_budget(budget_per_url_hour, min_interval_s, max_interval_s)
         self.budget_per_url_hour = budget_per_url_hour
         self.min_h, self.max_h = min_interval_s / 3600, max_interval_s / 3600
         self.hazards = Hazards()
@@ -106,26 +108,24 @@ class AdaptivePolicy:
         #: Probes per hour as planned, by target (0: not active) and in all.
         self._planned = array("f")
         self._planned_sum = 0.0
+        #: Targets that have a budget, and how many there are for each that has a plan.
         self._active = 0
+        self._scale = 1.0
         self._group = array("l")
         self._groups: dict[Hashable, int] = {}
         self._members: list[list[int]] = []
         self._group_outages: list[float] = []
         self._group_as_of_h: list[float] = []
-        #: The timer wheel: numbers by second, the seconds as a heap; a number counts only in the second of `_entry_s`.
-        self._wheel: dict[int, array[int]] = {}
-        self._seconds: list[int] = []
-        self._entry_s = array("q")
-        self._due_ms = array("q")
         self._now_h = 0.0
         #: At first that at which a target about which nothing is known gets just its budget.
         self._log_price = log(PRIOR_RATE * self._worth_of_budget())
+        self._price_gain_per_h = PRICE_GAIN_PER_H * max(1.0, budget_per_url_hour)
         #: Probes granted and spent so far.
         self.granted = 0.0
         self.spent = 0
 
     def add(self, t_ms: int, *, group: Hashable = None, weight: float = 1.0, prior_per_h: float = PRIOR_RATE) -> int:
-        """A new target that is active from now on once :meth:`start` is called; its number.
+        """A new target, not planned yet; its number.
 
         Args:
             group: who runs it; targets of one group may fail together.
@@ -133,20 +133,169 @@ class AdaptivePolicy:
             prior_per_h: onsets per hour that a model foresees, used as far as its own past does not say.
         """
         target = self.hazards.add(t_ms / HOUR_MS, prior_per_h=prior_per_h)
-        number = -1
-        if group is not None:
-            number = self._groups.setdefault(group, len(self._groups))
-            if number == len(self._members):
-                self._members.append([])
-                self._group_outages.append(0.0)
-                self._group_as_of_h.append(0.0)
-            self._members[number].append(target)
-        self._group.append(number)
+        self._group.append(-1)
         self._weight.append(weight)
         self._planned.append(0.0)
-        self._entry_s.append(_NEVER_S)
-        self._due_ms.append(0)
+        self._join(target, group)
         return target
+
+    def planned_per_h(self) -> npt.NDArray[np.float64]:
+        """Probes per hour as planned, of all targets, shape (n,); 0 for those that are not active."""
+        return np.array(self._planned, np.float64)
+
+    def _join(self, target: int, group: Hashable) -> None:
+        """Put the target into a group; None is none."""
+        if group is None:
+            return
+        number = self._group[target] = self._groups.setdefault(group, len(self._groups))
+        if number == len(self._members):
+            self._members.append([])
+            self._group_outages.append(0.0)
+            self._group_as_of_h.append(0.0)
+        self._members[number].append(target)
+
+    def observe(self, target: int, t_ms: int, failing: bool | None) -> bool:
+        """What a probe at `t_ms` found; None if neither up nor failing can be said, which teaches nothing.
+
+        Returns whether it saw an outage begin.
+        """
+        t_h = t_ms / HOUR_MS
+        onset = failing is not None and self.hazards.observe(target, t_h, failing)
+        if not self._planned[target]:
+            return onset
+        self._enter(target, t_ms, t_ms + round(self._plan(target, t_h) * HOUR_MS))
+        number = self._group[target]
+        if onset and number >= 0 and len(self._members[number]) <= GROUP_SIZE:
+            self._group_outages[number] = self._outages_of(number, t_h) + 1
+            self._group_as_of_h[number] = t_h
+            for other in self._members[number]:
+                if other != target and self._planned[other] and not self.hazards.failing(other):
+                    self._replan(other, t_ms)
+        return onset
+
+    def _worth_of_budget(self) -> float:
+        point = min(bisect_left(self._grid_h, 1 / self.budget_per_url_hour), len(self._grid_h) - 1)
+        return float(sum(map(mul, LENGTH_SHARES, self._worth[point])))
+
+    def _outages_of(self, number: int, t_h: float) -> float:
+        return self._group_outages[number] * exp(-(t_h - self._group_as_of_h[number]) * log(2) / GROUP_HALF_LIFE_H)
+
+    def _enter(self, target: int, t_ms: int, due_ms: int) -> None:
+        """At `t_ms` the target was planned to be probed at `due_ms`."""
+        raise NotImplementedError
+
+    def _replan(self, target: int, t_ms: int) -> None:
+        last_ms = round(self.hazards.seen_h[target] * HOUR_MS)
+        self._enter(target, t_ms, last_ms + round(self._plan(target, t_ms / HOUR_MS) * HOUR_MS))
+
+    def _plan(self, target: int, t_h: float) -> float:
+        """The best interval in hours at the present price; the target is planned from now on."""
+        interval_h = self._best_h(target, t_h)
+        self._planned_sum += 1 / interval_h - self._planned[target]
+        self._planned[target] = 1 / interval_h
+        return interval_h
+
+    def _unplan(self, target: int) -> None:
+        """The target is planned no more."""
+        self._planned_sum -= self._planned[target]
+        self._planned[target] = 0.0
+        if (number := self._group[target]) >= 0:
+            self._members[number].remove(target)
+            self._group[target] = -1
+
+    def _settle(self, targets: Sequence[int], t_h: float) -> None:
+        """Find the price at which these targets, taken for all, spend the budget.
+
+        For a start with a known past: from a price that is far off, it would take days to get there.
+        """
+        low, high = LOG_PRICE_RANGE
+        for _ in range(_BISECTIONS):
+            self._log_price = (low + high) / 2
+            if sum(1 / self._best_h(target, t_h) for target in targets) > len(targets) * self.budget_per_url_hour:
+                low = self._log_price
+            else:
+                high = self._log_price
+
+    def _best_h(self, target: int, t_h: float) -> float:
+        hazards = self.hazards
+        rate = hazards.rate(target, t_h)
+        number = self._group[target]
+        if number >= 0 and self._group_outages[number]:
+            rate += GROUP_RATE * min(self._outages_of(number, t_h), GROUP_OUTAGES)
+        shares = hazards.length_shares(target)
+        wanted = exp(self._log_price - self._account()) / self._weight[target]
+        grid_h, worth = self._grid_h, self._worth
+        if hazards.failing(target):
+            relapse_rate = RELAPSE_WEIGHT * hazards.relapse_rate(target)
+            left, gone = hazards.lengths_left(target), self._gone
+
+            def reached(point: int) -> float:
+                """Hours of delay that a probe saves after the interval at this point of the grid."""
+                interval_h = grid_h[point]
+                again = relapse_rate + sum(map(mul, left, gone[point])) * min(rate, 2 / interval_h)
+                return float(again * sum(map(mul, shares, worth[point])))
+        else:
+
+            def reached(point: int) -> float:
+                return float(rate * sum(map(mul, shares, worth[point])))
+
+        point = bisect_left(range(len(grid_h)), wanted, key=reached)
+        if point == 0:
+            return self.min_h
+        if point == len(grid_h):
+            return self.max_h
+        below, above = reached(point - 1), reached(point)
+        part = log(wanted / below) / log(above / below) if above > below > 0 else 1.0
+        return float(grid_h[point - 1] * (grid_h[point] / grid_h[point - 1]) ** part)
+
+    def _account(self) -> float:
+        """How full the account is, from -1 to 1."""
+        return max(-1.0, min(1.0, (self.granted - self.spent) / self._room()))
+
+    def _room(self) -> float:
+        """What the account holds when it is full, in probes."""
+        return max(1.0, min(ACCOUNT_SHARE * self.granted, ACCOUNT_H * self._active * self.budget_per_url_hour))
+
+    def _advance(self, t_ms: int) -> None:
+        """Grant the budget of the time since the last call, and move the price."""
+        passed_h = t_ms / HOUR_MS - self._now_h
+        self._now_h = t_ms / HOUR_MS
+        if not self._active or passed_h <= 0:
+            return
+        grant_per_h = self._active * self.budget_per_url_hour
+        self.granted += grant_per_h * passed_h
+        aim_per_h = grant_per_h * max(0.05, 1 + self._account())
+        excess = max(-1.0, min(1.0, log((self._planned_sum * self._scale + 1e-9) / aim_per_h)))
+        low, high = LOG_PRICE_RANGE
+        self._log_price = max(low, min(high, self._log_price + min(1.0, self._price_gain_per_h * passed_h) * excess))
+
+
+class AdaptivePolicy(Planner):
+    """A planner with a timer wheel.
+
+    The caller probes what :meth:`due` returns, when politeness allows, and reports each result with :meth:`observe`;
+    times must not go back.
+    """
+
+    def __init__(
+        self,
+        *,
+        budget_per_url_hour: float,
+        min_interval_s: float = 300,
+        max_interval_s: float = 43_200,
+        objective: Objective = Objective.BOTH,
+    ) -> None:
+        super().__init__(
+            budget_per_url_hour=budget_per_url_hour,
+            min_interval_s=min_interval_s,
+            max_interval_s=max_interval_s,
+            objective=objective,
+        )
+        #: The wheel: numbers by second, the seconds as a heap; a number counts only in the second of `_entry_s`.
+        self._wheel: dict[int, array[int]] = {}
+        self._seconds: list[int] = []
+        self._entry_s = array("q")
+        self._due_ms = array("q")
 
     def start(self, target: int, t_ms: int) -> None:
         """Probe the target from now on; the first time within one interval, spread by its number."""
@@ -159,11 +308,8 @@ class AdaptivePolicy:
         """Probe the target no more."""
         self._advance(t_ms)
         self._active -= 1
-        self._planned_sum -= self._planned[target]
-        self._planned[target] = 0.0
+        self._unplan(target)
         self._entry_s[target] = _NEVER_S
-        if (number := self._group[target]) >= 0:
-            self._members[number].remove(target)
 
     def next_ms(self) -> int | None:
         """The earliest instant at which :meth:`due` has something to do; None if there is no active target."""
@@ -191,34 +337,11 @@ class AdaptivePolicy:
         self.spent += len(found)
         return found
 
-    def observe(self, target: int, t_ms: int, failing: bool | None) -> None:
-        """What a probe at `t_ms` found; None if neither up nor failing can be said, which teaches nothing."""
-        t_h = t_ms / HOUR_MS
-        onset = failing is not None and self.hazards.observe(target, t_h, failing)
-        if not self._planned[target]:
-            return
-        self._enter(target, t_ms, t_ms + round(self._plan(target, t_h) * HOUR_MS))
-        number = self._group[target]
-        if onset and number >= 0 and len(self._members[number]) <= GROUP_SIZE:
-            self._group_outages[number] = self._outages_of(number, t_h) + 1
-            self._group_as_of_h[number] = t_h
-            for other in self._members[number]:
-                if other != target and self._planned[other] and not self.hazards.failing(other):
-                    self._replan(other, t_ms)
-
-    def _worth_of_budget(self) -> float:
-        point = min(bisect_left(self._grid_h, 1 / self.budget_per_url_hour), len(self._grid_h) - 1)
-        return float(sum(map(mul, LENGTH_SHARES, self._worth[point])))
-
-    def _outages_of(self, number: int, t_h: float) -> float:
-        return self._group_outages[number] * exp(-(t_h - self._group_as_of_h[number]) * log(2) / GROUP_HALF_LIFE_H)
-
-    def _replan(self, target: int, t_ms: int) -> None:
-        last_ms = round(self.hazards.seen_h[target] * HOUR_MS)
-        self._enter(target, t_ms, last_ms + round(self._plan(target, t_ms / HOUR_MS) * HOUR_MS))
-
     def _enter(self, target: int, t_ms: int, due_ms: int) -> None:
         """Put the target on the wheel, for when it is due or to be planned anew, whichever is first."""
+        while len(self._entry_s) <= target:
+            self._entry_s.append(_NEVER_S)
+            self._due_ms.append(0)
         self._due_ms[target] = due_ms
         at_ms = max(t_ms, min(due_ms, t_ms + int(REPLAN_H * HOUR_MS)))
         second = -(-at_ms // SECOND_MS)
@@ -229,61 +352,6 @@ class AdaptivePolicy:
             heappush(self._seconds, second)
         else:
             entries.append(target)
-
-    def _plan(self, target: int, t_h: float) -> float:
-        """The best interval in hours at the present price."""
-        hazards = self.hazards
-        rate = hazards.rate(target, t_h)
-        number = self._group[target]
-        if number >= 0 and self._group_outages[number]:
-            rate += GROUP_RATE * min(self._outages_of(number, t_h), GROUP_OUTAGES)
-        shares = hazards.length_shares(target)
-        wanted = exp(self._log_price - self._account()) / self._weight[target]
-        grid_h, worth = self._grid_h, self._worth
-        if hazards.failing(target):
-            relapse_rate = RELAPSE_WEIGHT * hazards.relapse_rate(target)
-            left, gone = hazards.lengths_left(target), self._gone
-
-            def reached(point: int) -> float:
-                """Hours of delay that a probe saves after the interval at this point of the grid."""
-                interval_h = grid_h[point]
-                again = relapse_rate + sum(map(mul, left, gone[point])) * min(rate, 2 / interval_h)
-                return float(again * sum(map(mul, shares, worth[point])))
-        else:
-
-            def reached(point: int) -> float:
-                return float(rate * sum(map(mul, shares, worth[point])))
-
-        point = bisect_left(range(len(grid_h)), wanted, key=reached)
-        if point == 0:
-            interval_h = self.min_h
-        elif point == len(grid_h):
-            interval_h = self.max_h
-        else:
-            below, above = reached(point - 1), reached(point)
-            part = log(wanted / below) / log(above / below) if above > below > 0 else 1.0
-            interval_h = grid_h[point - 1] * (grid_h[point] / grid_h[point - 1]) ** part
-        self._planned_sum += 1 / interval_h - self._planned[target]
-        self._planned[target] = 1 / interval_h
-        return interval_h
-
-    def _account(self) -> float:
-        """How full the account is, from -1 to 1."""
-        room = max(1.0, min(ACCOUNT_SHARE * self.granted, ACCOUNT_H * self._active * self.budget_per_url_hour))
-        return max(-1.0, min(1.0, (self.granted - self.spent) / room))
-
-    def _advance(self, t_ms: int) -> None:
-        """Grant the budget of the time since the last call, and move the price."""
-        passed_h = t_ms / HOUR_MS - self._now_h
-        self._now_h = t_ms / HOUR_MS
-        if not self._active or passed_h <= 0:
-            return
-        grant_per_h = self._active * self.budget_per_url_hour
-        self.granted += grant_per_h * passed_h
-        aim_per_h = grant_per_h * max(0.05, 1 + self._account())
-        excess = max(-1.0, min(1.0, log((self._planned_sum + 1e-9) / aim_per_h)))
-        low, high = LOG_PRICE_RANGE
-        self._log_price = max(low, min(high, self._log_price + min(1.0, PRICE_GAIN_PER_H * passed_h) * excess))
 
 
 def _worth_of_probing(
