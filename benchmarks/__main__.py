@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import crawl, feast, history, monitors, polling, probing, service
+from benchmarks import crawl, feast, history, monitors, polling, probing, service, serving
 
 BENCHMARKS = {
     "feast": feast.main,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "monitors": monitors.main,
     "history": history.main,
     "polling": polling.main,
+    "serving": serving.main,
 }
 
 

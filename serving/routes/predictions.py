@@ -2,19 +2,21 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+import orjson
+from fastapi import APIRouter, Query, Response
 
 from serving.dependencies import Cursor, Limit, PlatformDep, RequestId
 from serving.freshness import judged
 from serving.openapi import problems
-from serving.schemas import CurrentItem, Listing, Predictions, PredictionsItem, PredictionsRequest
+from serving.schemas import CurrentItem, Listing, Predictions, PredictionsRequest
 from serving.schemas.common import Horizon
+from serving.schemas.predictions import predictions_item
 from urlhealth.vocabulary import LOCAL_OWNER
 
 router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
 
 
-@router.post("", summary="Predict failures", responses=problems(404, 409, 413, 422, 503))
+@router.post("", summary="Predict failures", response_model=Predictions, responses=problems(404, 409, 413, 422, 503))
 def predict(
     body: PredictionsRequest,
     platform: PlatformDep,
@@ -23,13 +25,14 @@ def predict(
         str | None,
         Query(max_length=200, description="`url-health@ALIAS` or a version; else the champion.", examples=["3"]),
     ] = None,
-) -> Predictions:
+) -> Response:
     """How likely each URL is to fail within each horizon. A URL never seen has status `missing`, and no probability."""
     scorer = None if model is None else platform.versions.named(model)
     predictions = platform.predictor.predict(body.urls, horizons=body.horizons, explain=body.explain, model=scorer)
     predictions = judged(predictions, max_age_s=body.max_age_s, on_stale=body.on_stale)
     platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
-    return Predictions(request_id=request_id, items=[PredictionsItem.of(prediction) for prediction in predictions])
+    reply = {"request_id": request_id, "items": list(map(predictions_item, predictions))}
+    return Response(orjson.dumps(reply), media_type="application/json")
 
 
 @router.get("", summary="List targets by risk", responses=problems(422, 503))

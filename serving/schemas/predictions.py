@@ -1,6 +1,6 @@
 """Features and predictions by URL."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -102,28 +102,33 @@ class PredictionsItem(Known):
     @classmethod
     def of(cls, prediction: words.Prediction) -> Self:
         """The prediction as a reply."""
-        return cls(
-            url=prediction.sent_url,
-            target=prediction.target,
-            horizon=prediction.horizon,
-            probability=prediction.probability,
-            probability_at_end=prediction.probability_at_end,
-            status=prediction.status,
-            health=prediction.health,
-            age_s=prediction.age_s,
-            observed_at=rfc3339_or_none(prediction.observed_ms),
-            model=prediction.model,
-            model_version=prediction.model_version,
-            reasons=[
-                Reason(
-                    feature=reason.feature,
-                    value=reason.value if reason.value == reason.value else None,
-                    contribution=reason.contribution,
-                    text=reason.text,
-                )
-                for reason in prediction.reasons
-            ],
-        )
+        return cls(**predictions_item(prediction))
+
+
+def predictions_item(prediction: words.Prediction) -> dict[str, Any]:
+    """The fields of a :class:`PredictionsItem`. A thousand of them are quicker written as they are than as models."""
+    return {
+        "url": prediction.sent_url,
+        "target": prediction.target,
+        "status": prediction.status.value,
+        "age_s": prediction.age_s,
+        "observed_at": rfc3339_or_none(prediction.observed_ms),
+        "horizon": prediction.horizon,
+        "probability": prediction.probability,
+        "probability_at_end": prediction.probability_at_end,
+        "health": prediction.health.value,
+        "model": prediction.model,
+        "model_version": prediction.model_version,
+        "reasons": [
+            {
+                "feature": reason.feature,
+                "value": reason.value if reason.value == reason.value else None,
+                "contribution": reason.contribution,
+                "text": reason.text,
+            }
+            for reason in prediction.reasons
+        ],
+    }
 
 
 class Predictions(BaseModel):

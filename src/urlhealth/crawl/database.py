@@ -125,6 +125,13 @@ def run(connection: sa.Connection, statement: str, rows: Sequence[tuple[Any, ...
     return connection.exec_driver_sql(statement, list(rows)).rowcount
 
 
+def select(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -> Sequence[sa.Row[Any]]:
+    """The rows of a statement with `?` for each value, likewise by hand."""
+    if connection.dialect.name != "sqlite":
+        statement = statement.replace("?", "%s")
+    return connection.exec_driver_sql(statement, values).all()
+
+
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """The items in runs of at most `size`: a statement takes only so many parameters."""
     return (items[start : start + size] for start in range(0, len(items), size))

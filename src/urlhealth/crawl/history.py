@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import chunks, order_probe_ids, writing
+from urlhealth.crawl.database import chunks, order_probe_ids, select, writing
 from urlhealth.crawl.records import (
     LOOKUP_CHUNK,
     TARGET_COLUMNS,
@@ -145,9 +145,14 @@ class History(Records):
         rows: list[Any] = []
         with self._engine.connect() as connection:
             for some in chunks(keys, LOOKUP_CHUNK):
-                query = sa.select(*TARGET_COLUMNS, targets.c.simulated)
-                rows += connection.execute(query.where(targets.c.owner == owner, targets.c.key.in_(some)))
+                # By hand: every prediction comes here, and to put such a list into a statement takes SQLAlchemy longer
+                # than the database needs to answer.
+                marks = ", ".join(["?"] * len(some))
+                rows += select(connection, f"{_TARGETS_BY_KEY} IN ({marks})", (owner, *some))
         return rows
+
+
+_TARGETS_BY_KEY: Final = f"{sa.select(*TARGET_COLUMNS, targets.c.simulated)} WHERE owner = ? AND key"
 
 
 def _mark(connection: sa.Connection, imported: dict[int, Target], source: ProbeSource) -> None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import fields
+from operator import attrgetter
 from typing import Final
 
-import sqlalchemy as sa
-
 from urlhealth.crawl.bulk import Bulk
-from urlhealth.crawl.database import writing
+from urlhealth.crawl.database import run, writing
 from urlhealth.crawl.erasing import Erasing
 from urlhealth.crawl.history import History
 from urlhealth.crawl.monitors import MonitorStore
@@ -22,6 +21,10 @@ from urlhealth.vocabulary import Prediction, Served
 
 #: What of a prediction is logged under the same name.
 _LOGGED: Final = tuple(f.name for f in fields(Prediction) if f.name in prediction_log.c)
+# Enumerations by value: a driver may take the name otherwise.
+_logged: Final = attrgetter(*(f"{name}.value" if name in ("status", "health") else name for name in _LOGGED))
+_COLUMNS: Final = ("owner", "request_id", "ts_ms", *_LOGGED)
+_INSERT: Final = f"INSERT INTO predictions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
 class CrawlStore(TaskStore, History, Reading, Erasing, Retention, Bulk, MonitorStore, PoolReading, Schedule, WorkStore):
@@ -33,15 +36,11 @@ class CrawlStore(TaskStore, History, Reading, Erasing, Retention, Bulk, MonitorS
 
     def log_predictions(self, served: Iterable[Served]) -> None:
         """Log what requests were answered with, in one transaction."""
-        # Enumerations by value: a driver may take the name otherwise.
-        enums = ("status", "health")
         rows = [
-            {"owner": answer.owner, "request_id": answer.request_id, "ts_ms": answer.ts_ms}
-            | {name: getattr(prediction, name) for name in _LOGGED}
-            | {name: getattr(prediction, name).value for name in enums}
+            (answer.owner, answer.request_id, answer.ts_ms, *_logged(prediction))
             for answer in served
             for prediction in answer.predictions
         ]
         if rows:
             with writing(self._engine) as connection:
-                connection.execute(sa.insert(prediction_log), rows)
+                run(connection, _INSERT, rows)

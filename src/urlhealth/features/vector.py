@@ -188,15 +188,18 @@ def _clock(i: _Instant, rate: Array) -> dict[str, Array]:
     hour, part = i.t // HOUR_MS, (i.t % HOUR_MS / HOUR_MS)[:, None]
     day = np.arange(1, DAY_TILES - 2)
     known = day <= np.where(i.url["first_known_ms"] > 0, (i.t - i.url["first_known_ms"]) / DAY_MS, 0)[:, None]
-    for hours in HORIZONS_H:
-        for prefix, near in (("", 0), ("near_", CLOCK_NEAR_H)) if hours < 24 else (("", 0),):
-            now, after = (_had_onset(i, hour + k - near, hours + 2 * near) for k in (0, 1))
-            marked = (1 - part) * now + part * after
-            prior = PRIOR_DAYS * _within(rate, hours + 2 * near)
-            for days in CLOCK_HALF_LIVES_D:
-                weight = known * np.exp2((1 - day) / days)
-                share = (np.sum(weight * marked, axis=1) + prior) / (np.sum(weight, axis=1) + PRIOR_DAYS)
-                columns[f"log_clock_{prefix}{hours}h_{days}d"] = np.log(share)
+    spans = [("", hours, 0) for hours in HORIZONS_H] + [("near_", h, CLOCK_NEAR_H) for h in HORIZONS_H if h < 24]
+    # All spans at once, shape (spans, n) or (spans, n, days): for one URL, the number of calls is what takes time.
+    near = np.array([[near] for _, _, near in spans])
+    width = np.array([[hours] for _, hours, _ in spans]) + 2 * near
+    now, after = (_had_onset(i, hour + k - near, width) for k in (0, 1))
+    marked = (1 - part) * now + part * after
+    prior = PRIOR_DAYS * _within(rate, width)
+    for days in CLOCK_HALF_LIVES_D:
+        weight = known * np.exp2((1 - day) / days)
+        share = (np.sum(weight * marked, axis=-1) + prior) / (np.sum(weight, axis=-1) + PRIOR_DAYS)
+        logs = np.log(share)
+        columns |= {f"log_clock_{prefix}{hours}h_{days}d": logs[s] for s, (prefix, hours, _) in enumerate(spans)}
 
     newest_ms = i.url["recent_onset_ms"][:, 0]
     left = np.exp2(np.where(newest_ms > 0, i.t - newest_ms, 0) / (-HOUR_MS * HALF_LIVES_H[WEEKDAY_HALF_LIFE]))
@@ -207,16 +210,22 @@ def _clock(i: _Instant, rate: Array) -> dict[str, Array]:
     return columns
 
 
-def _had_onset(i: _Instant, first_hour: Array, hours: int) -> Array:
-    """Whether an onset fell into the span of so many hours from `first_hour` (since 1970) on, some days before.
+def _had_onset(i: _Instant, first_hour: Array, hours: Array) -> Array:
+    """Whether an onset fell into spans of hours, some days before.
 
-    Column k of the result, bool (n, DAY_TILES - 3), is for k + 1 days before.
+    Args:
+        first_hour: (spans, n), since 1970.
+        hours: (spans, 1), their lengths.
+
+    Returns:
+        bool (spans, n, DAY_TILES - 3); element k of a row is for k + 1 days before.
     """
     day, hour = first_hour // 24, first_hour % 24
+    tiles = np.broadcast_to(i.url["onset_hours"].astype(np.int64), (*day.shape, DAY_TILES))
     # Element d: the hours of the d-th day before the span's own first day.
-    back = shifted(i.url["onset_hours"].astype(np.int64), day - i.url["known_ms"] // DAY_MS)
-    back, forth = back[:, 1 : DAY_TILES - 2], back[:, : DAY_TILES - 3]
-    had: Array = ((back | forth << 24) >> hour[:, None]) & ((1 << hours) - 1) != 0
+    moved = shifted(tiles.reshape(-1, DAY_TILES), (day - i.url["known_ms"] // DAY_MS).ravel()).reshape(tiles.shape)
+    back, forth = moved[..., 1 : DAY_TILES - 2], moved[..., : DAY_TILES - 3]
+    had: Array = ((back | forth << 24) >> hour[..., None]) & ((1 << hours) - 1)[..., None] != 0
     return had
 
 
@@ -230,7 +239,7 @@ def _between(histogram: Array, position: Array) -> Array:
     return between
 
 
-def _within(rate: Array, hours: float) -> Array:
+def _within(rate: Array, hours: Array | float) -> Array:
     """Probability of at least one event in so many hours."""
     probability: Array = -np.expm1(-hours * rate)
     return probability
@@ -260,6 +269,7 @@ def _runs(i: _Instant, onset_rate: Array) -> dict[str, Array]:
     up_age, outage_age = (np.where(going_on & i.known, i.state_hours, 0.0) for going_on in (i.up, i.failing))
     ups, outages = i.url["recent_up_hours"], i.url["recent_outage_hours"]
     columns = {}
+    horizons = np.array(HORIZONS_H)[:, None]
     for run, lengths, age, rate in (
         ("up", ups, up_age, onset_rate),
         ("cycle", cycles, since_onset, onset_rate),
@@ -267,11 +277,10 @@ def _runs(i: _Instant, onset_rate: Array) -> dict[str, Array]:
     ):
         weight = RUN_FADES ** np.arange(lengths.shape[1])
         longer = (lengths > age[:, None]) * weight
-        for hours in HORIZONS_H:
-            ended = np.sum(longer, axis=1, where=lengths <= age[:, None] + hours)
-            prior = PRIOR_RUNS * _within(rate, hours)
-            share = (ended + prior) / (np.sum(longer, axis=1) + PRIOR_RUNS)
-            columns[f"log_{run}_ends_{hours}h"] = np.log(share)
+        ended = np.sum(np.where(lengths <= (age + horizons)[..., None], longer, 0.0), axis=-1)
+        prior = PRIOR_RUNS * _within(rate, horizons)
+        logs = np.log((ended + prior) / (np.sum(longer, axis=1) + PRIOR_RUNS))
+        columns |= {f"log_{run}_ends_{hours}h": logs[h] for h, hours in enumerate(HORIZONS_H)}
     for run, lengths in (("up", ups), ("outage", outages)):
         count = np.sum(~np.isnan(lengths), axis=1)
         columns[f"log_last_{run}_hours"] = np.log1p(lengths[:, 0])

@@ -7,6 +7,7 @@ scikit-learn's own trees can crash the process; and one row is scored in a sixth
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,8 @@ _TINY = 1e-6
 _FEW_ROWS = 50_000
 #: Rows scored together: small enough for the cache.
 _CHUNK = 512
+#: Leaves of a tree up to which a byte can say which of them are left.
+_BYTE: Final = 8
 
 
 class Forest:
@@ -123,7 +126,66 @@ class Forest:
             out[start : start + _CHUNK] = moved.reshape(part.shape)
         return out
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_splits"}
+
+    @cached_property
+    def _splits(self) -> tuple[npt.NDArray[Any], ...] | None:
+        """The trees as tables for :meth:`_leaf_sums`, or None where a tree has more than 8 leaves.
+
+        Slot by slot (s slots, t trees): the row of the values that are looked at, the threshold, and the byte in which
+        the leaves left of the split are 0; then, (t, 256), the value of the first leaf that is still there.
+        """
+        trees = []
+        for root in self.root.tolist():
+            splits: list[tuple[int, int]] = []
+            leaves = self._leaves(root, 0, splits)
+            trees.append((splits, leaves))
+        if max((len(leaves) for _, leaves in trees), default=0) > _BYTE:
+            return None
+        slots, columns = max(len(splits) for splits, _ in trees), int(self.feature.max()) + 1
+        row = np.zeros((slots, len(trees)), np.intp)
+        threshold = np.full((slots, len(trees)), np.inf)  # Nothing lies to the right of a slot that is not used.
+        mask = np.full((slots, len(trees)), 0xFF, np.uint8)
+        first = np.zeros((len(trees), 256))
+        lowest = [(byte & -byte).bit_length() - 1 for byte in range(256)]
+        for t, (splits, leaves) in enumerate(trees):
+            for slot, (node, left) in enumerate(splits):
+                row[slot, t] = self.feature[node] + (0 if self.missing_left[node] else columns)
+                # A split of what is there from what is missing has no finite threshold; missing is infinite here.
+                threshold[slot, t] = min(self.threshold[node], np.finfo(np.float64).max)
+                mask[slot, t] = 0xFF & ~left
+            first[t, 1:] = [self.value[leaves[bit]] if bit < len(leaves) else 0.0 for bit in lowest[1:]]
+        return np.array(columns), row.ravel(), threshold.reshape(-1, 1), mask.reshape(-1, 1), first
+
+    def _leaves(self, node: int, before: int, splits: list[tuple[int, int]]) -> list[int]:
+        """The leaves below a node from left to right; notes each split with a bit for each leaf on its left side."""
+        left, right = self.child[2 * node + 1], self.child[2 * node]
+        if left == node:
+            return [node]
+        on_left = self._leaves(int(left), before, splits)
+        splits.append((node, ((1 << len(on_left)) - 1) << before))
+        return on_left + self._leaves(int(right), before + len(on_left), splits)
+
     def _leaf_sums(self, X: Floats) -> Floats:
+        """Log-odds of some rows. A row's leaf is the first that none of the splits it takes to the right excludes.
+
+        QuickScorer (C. Lucchese et al., 2015): all splits are looked at, with neither branches nor steps that wait for
+        each other, in a third of the time that walking takes.
+        """
+        if self._splits is None:
+            return self._walked(X)
+        columns, row, threshold, mask, first = self._splits
+        used = X.T[: int(columns)]
+        missing = np.isnan(used)
+        values = np.concatenate([np.where(missing, -np.inf, used), np.where(missing, np.inf, used)])
+        to_the_right = (values[row] > threshold).view(np.uint8)
+        kept = (mask | (to_the_right - np.uint8(1))).reshape(-1, len(first), len(X))
+        left = np.bitwise_and.reduce(kept, axis=0)
+        sums: Floats = first[np.arange(len(first))[:, None], left].sum(axis=0) + self.base
+        return sums
+
+    def _walked(self, X: Floats) -> Floats:
         node = self._roots(X)
         for _ in range(self.depth):
             node = self._step(X, node)

@@ -1,5 +1,6 @@
 """URLs in, features and forecasts out: state from the online store, vectors at now, one call of the champion."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,17 +44,22 @@ class _Known:
     vectors: npt.NDArray[np.float32]
     freshness: list[Freshness]
 
-    def observed_ms(self, i: int) -> int | None:
-        return None if self.freshness[i] is Freshness.MISSING else int(self.url_states["probed_ms"][i])
-
-    def age_s(self, i: int) -> float | None:
-        observed_ms = self.observed_ms(i)
-        return None if observed_ms is None else (self.now_ms - observed_ms) / 1000
-
-    def health(self, i: int) -> Health:
-        if self.freshness[i] is not Freshness.FRESH:
-            return Health.UNKNOWN
-        return _HEALTH.get(int(self.url_states["failing"][i]), Health.UNKNOWN)
+    def observed(self) -> list[tuple[Freshness, Health, int | None, float | None]]:
+        """Of each target: status, health, instant (ms since 1970 UTC) and age (s) of the newest probe."""
+        rows = zip(
+            self.freshness, self.url_states["failing"].tolist(), self.url_states["probed_ms"].tolist(), strict=True
+        )
+        return [
+            (status, Health.UNKNOWN, None, None)
+            if status is Freshness.MISSING
+            else (
+                status,
+                _HEALTH.get(failing, Health.UNKNOWN) if status is Freshness.FRESH else Health.UNKNOWN,
+                probed_ms,
+                (self.now_ms - probed_ms) / 1000,
+            )
+            for status, failing, probed_ms in rows
+        ]
 
 
 class Predictor:
@@ -73,6 +79,8 @@ class Predictor:
         self._champion = champion
         self._clock = clock
         self._known_for_s = known_for_s
+        #: Requests take turns. Together they would take as long, and each would wait for the last.
+        self._turn = threading.Lock()
 
     def features(self, urls: Sequence[str]) -> list[FeatureVector]:
         """The feature vector of each URL, now.
@@ -85,15 +93,15 @@ class Predictor:
         return [
             FeatureVector(
                 sent_url=url,
-                target=known.targets[i].key,
-                status=known.freshness[i],
-                age_s=known.age_s(i),
-                observed_ms=known.observed_ms(i),
-                values=None
-                if known.freshness[i] is Freshness.MISSING
-                else dict(zip(feature_names, known.vectors[i].tolist(), strict=True)),
+                target=target.key,
+                status=status,
+                age_s=age_s,
+                observed_ms=observed_ms,
+                values=None if observed_ms is None else dict(zip(feature_names, values, strict=True)),
             )
-            for i, url in enumerate(urls)
+            for url, target, (status, _, observed_ms, age_s), values in zip(
+                urls, known.targets, known.observed(), known.vectors.tolist(), strict=True
+            )
         ]
 
     def predict(
@@ -110,8 +118,9 @@ class Predictor:
         if unknown:
             raise InvalidRequest(f"unknown horizon {unknown[0]!r}: choose among {', '.join(HORIZONS)}")
         model = model or self.champion()
-        targets = self._stored(parse_targets(urls))
-        return self._predict(urls, targets, horizons, model, explain=explain)
+        parsed = parse_targets(urls)
+        with self._turn:
+            return self._predict(urls, self._stored(parsed), horizons, model, explain=explain)
 
     def predict_targets(
         self, targets: Sequence[Target], *, horizons: Sequence[str], model: Champion, explain: bool = False
@@ -142,14 +151,10 @@ class Predictor:
             by_horizon.append((horizon, probabilities[:, onset].tolist(), probabilities[:, at_end].tolist()))
         reasons = {horizon: self._reasons(model, known.vectors, horizon) for horizon in horizons} if explain else {}
         predictions = []
-        for i, sent_url in enumerate(sent_urls):
-            status, health, age_s, observed_ms = (
-                known.freshness[i],
-                known.health(i),
-                known.age_s(i),
-                known.observed_ms(i),
-            )
-            missing, key = status is Freshness.MISSING, targets[i].key
+        for i, (sent_url, target, (status, health, observed_ms, age_s)) in enumerate(
+            zip(sent_urls, targets, known.observed(), strict=True)
+        ):
+            missing, key = observed_ms is None, target.key
             for horizon, onset_values, at_end_values in by_horizon:
                 predictions.append(
                     Prediction(
