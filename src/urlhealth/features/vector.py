@@ -184,7 +184,7 @@ def _onset_rates(i: _Instant) -> dict[str, Array]:
 
 def _clock(i: _Instant, rate: Array) -> dict[str, Array]:
     """Of the past spans of the same hours, and of the past days of these weekdays, the share that had an onset."""
-    columns = {}
+    columns: dict[str, Array] = {}
     hour, part = i.t // HOUR_MS, (i.t % HOUR_MS / HOUR_MS)[:, None]
     day = np.arange(1, DAY_TILES - 2)
     known = day <= np.where(i.url["first_known_ms"] > 0, (i.t - i.url["first_known_ms"]) / DAY_MS, 0)[:, None]
@@ -248,7 +248,7 @@ def _within(rate: Array, hours: Array | float) -> Array:
 def _onsets_ago(i: _Instant) -> dict[str, Array]:
     """How long ago the newest onsets were: the shape of a burst, which decayed rates cannot tell."""
     first_ms = np.where(i.url["first_known_ms"] > 0, i.url["first_known_ms"], i.t)
-    columns = {}
+    columns: dict[str, Array] = {}
     for k in ONSETS_AGO:
         onset_ms = i.url["recent_onset_ms"][:, k - 1]
         then_ms = np.where(onset_ms > 0, onset_ms, first_ms - k * NEVER_DAYS * DAY_MS)
@@ -268,7 +268,7 @@ def _runs(i: _Instant, onset_rate: Array) -> dict[str, Array]:
     # A run of the other kind than the present one would begin now.
     up_age, outage_age = (np.where(going_on & i.known, i.state_hours, 0.0) for going_on in (i.up, i.failing))
     ups, outages = i.url["recent_up_hours"], i.url["recent_outage_hours"]
-    columns = {}
+    columns: dict[str, Array] = {}
     horizons = np.array(HORIZONS_H)[:, None]
     for run, lengths, age, rate in (
         ("up", ups, up_age, onset_rate),
