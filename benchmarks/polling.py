@@ -7,6 +7,7 @@ with at least 30 days, 10 rows and at most 98 % `down` rows, each replayed from 
 import argparse
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from zlib import crc32
 import numpy as np
 import polars as pl
 
+from urlhealth.crawl.database import open_database
+from urlhealth.crawl.lease import Lease
+from urlhealth.crawl.runner import AHEAD_MS
+from urlhealth.crawl.store import CrawlStore
 from urlhealth.polling.policy import AdaptivePolicy
 from urlhealth.polling.replay import (
     Series,
@@ -27,8 +32,13 @@ from urlhealth.polling.replay import (
     series_of,
 )
 from urlhealth.polling.report import caught_ratios
+from urlhealth.vocabulary import AdaptiveSchedule, MonitorSpec, Outcome, Probed, ProbeRequest, ProbeResult
 
 FOLDS = 5
+BENCH = Path(__file__).resolve().parents[1] / "var" / "bench"
+#: Time between two looks of the schedule in the simulation of the platform.
+TURN_MS = 50
+WARM_UP_TURNS = 1_200
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,72 @@ def scale(targets: int, due_per_s: int, seconds: int) -> None:
     )
 
 
+class SimulatedClock:
+    """Milliseconds since 1970 UTC, as far as the simulation has come."""
+
+    now_ms = 1_800_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def live(targets: int, due_per_s: int, seconds: int) -> None:
+    """So many monitors with one adaptive schedule in the platform's own store and schedule, on SQLite.
+
+    The clock is simulated, the database real; nothing is probed, and no results are stored: what a slot costs until
+    it is handed out, and from its result until the next one is planned and in its row. Before what is measured, the
+    round has seen all monitors.
+    """
+    clock = SimulatedClock()
+    schedule = AdaptiveSchedule(budget_per_url_hour=3600 * due_per_s / targets, min_interval_s=60)
+    rng = np.random.default_rng(0)
+    BENCH.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=BENCH) as folder:
+        engine = open_database(f"sqlite:///{folder}/urlhealth.db")
+        store = CrawlStore(engine, clock=clock)
+        lease = Lease(engine, holder="benchmark", ttl_s=1e6, clock=clock)
+        lease.acquire()
+        started = time.process_time()
+        specs = (MonitorSpec(url=f"https://m{i}.g{i // 4}.example/", schedule=schedule) for i in range(targets))
+        for _ in store.create_monitors(specs):
+            pass
+        print(f"{targets:,} monitors created in {time.process_time() - started:.0f} s of CPU", flush=True)
+
+        def turn() -> int:
+            clock.now_ms += TURN_MS
+            due = store.take_due_monitors(10_000, lease=lease, ahead_ms=AHEAD_MS)
+            failing = (rng.random(len(due)) < 0.01).tolist()
+            store.observe_slots(
+                Probed(
+                    request=ProbeRequest(target=m.target, target_id=target_id, monitor_id=m.monitor_id),
+                    result=ProbeResult(
+                        target=m.target.key, ts_ms=m.next_due_ms, outcome=Outcome.TIMEOUT if down else Outcome.OK
+                    ),
+                )
+                for (target_id, m), down in zip(due, failing, strict=True)
+            )
+            return len(due)
+
+        started, turns = time.process_time(), 0
+        while turns < WARM_UP_TURNS or store.pools(limit=1).items[0].report is None:
+            turn()
+            turns += 1
+        used, passed_s = time.process_time() - started, turns * TURN_MS / 1000
+        print(f"all seen after {passed_s:.0f} s, with {used / passed_s:.0%} of a core", flush=True)
+        started, probes, longest_s = time.process_time(), 0, 0.0
+        for _ in range(round(seconds * 1000 / TURN_MS)):
+            before = time.perf_counter()
+            probes += turn()
+            longest_s = max(longest_s, time.perf_counter() - before)
+        used = time.process_time() - started
+        engine.dispose()
+    memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"live: {probes / seconds:,.0f} due a second over {seconds} s: {used / seconds:.0%} of one core, "
+        f"{1e6 * used / probes:.0f} µs a probe, the longest turn {longest_s:.2f} s, {memory_mb:,.0f} MB at most"
+    )
+
+
 def main(arguments: Sequence[str] = ()) -> None:
     """The command line; without arguments, the simulation of scale alone."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.polling", description=__doc__.splitlines()[0])
@@ -116,6 +192,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--folds", action="store_true", help="also a line for each of five parts of the owners")
     parser.add_argument("--targets", type=int, default=1_000_000, help="targets of the simulation of scale")
     parser.add_argument("--due", type=int, default=2_000, help="probes due a second in it")
+    parser.add_argument("--live", action="store_true", help="the same with the platform's store and schedule")
     parser.add_argument("--seconds", type=int, default=300, help="seconds simulated in it; 0 leaves it out")
     chosen = parser.parse_args(arguments)
     if chosen.data:
@@ -131,7 +208,9 @@ def main(arguments: Sequence[str] = ()) -> None:
         for fold in range(FOLDS if chosen.folds else 0):
             part = [one for one in series if crc32(one.group.encode()) % FOLDS == fold]
             compare(f"owners, part {fold + 1} of {FOLDS}", part, 1.0)
-    if chosen.seconds:
+    if chosen.live:
+        live(chosen.targets, chosen.due, chosen.seconds)
+    elif chosen.seconds:
         scale(chosen.targets, chosen.due, chosen.seconds)
 
 

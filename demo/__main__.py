@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import SystemRandom
-from time import monotonic
+from statistics import mean
+from time import monotonic, sleep
 from typing import Any, Final
 
 import httpx
@@ -36,6 +37,9 @@ BIN: Final = Path(sys.executable).parent
 #: Length of the simulated past, and the time between two of its probes.
 PAST_DAYS: Final = 30
 PAST_EVERY_S: Final = 900
+#: Under what budget the URLs are monitored, and for how long at least until it is shown where it went.
+SCHEDULE: Final = {"mode": "adaptive", "budget_per_url_hour": 120, "min_interval_s": 10, "max_interval_s": 120}
+POLLED_S: Final = 40.0
 #: Kinds that must rank above each steady site.
 RISKY: Final = (Kind.FLAPPING, Kind.DYING)
 
@@ -113,6 +117,7 @@ class Demo:
         self.build_features(platform)
         self.wait_for(lambda: self.model() is not None, what="predictions with the bundled model", limit_s=60)
         before = self.show_predictions(made)
+        self.monitor(made)
 
         self.step("6", "training → MLflow → promotion, if it is better than the bundled model beyond noise")
         run([str(BIN / "urlhealth"), "train"], step="training")
@@ -122,8 +127,14 @@ class Demo:
         if problem:
             raise DemoFailed(problem)
         self.console.print("  checked: each flapping and each dying URL ranks above each steady one")
+
+        self.step("7", "polling: the monitors share a budget, which goes where outages are likely")
+        problem = misspent(self.show_polling(made))
+        if problem:
+            raise DemoFailed(problem)
+        self.console.print("  checked: a flapping URL was probed more often than a steady one")
         if stay:
-            self.step("7", "where to look")
+            self.step("8", "where to look")
             self.show_places()
             self.console.print("\nserving until Ctrl-C")
             self.server.wait()
@@ -172,10 +183,8 @@ class Demo:
         self.console.print(f"  {stored:,} simulated probes stored")
 
     def crawl(self, made: Sequence[Site]) -> None:
-        """Submit the URLs as a task, monitor them from now on, and wait until the task is done."""
+        """Submit the URLs as a task, and wait until it is done."""
         task_id = self.post("/api/v1/tasks", {"urls": [site.url for site in made]})["task_id"]
-        for site in made:
-            self.post("/api/v1/monitors", {"url": site.url, "interval_s": 60})
         with self.progress("URLs crawled", len(made)) as show:
             task: dict[str, Any] = {}
 
@@ -191,17 +200,59 @@ class Demo:
             raise DemoFailed(f"task {task_id} is done with {task['done']} of {len(made)} URLs")
 
     def build_features(self, platform: Platform) -> None:
-        """Wait until the platform's pipeline has folded what is stored into features."""
+        """Wait until the platform has folded what is stored into features, and into incidents."""
         backlog = platform.pipeline_lag()
         with self.progress("verdicts folded into features", backlog) as show:
 
             def caught_up() -> bool:
-                lag = platform.pipeline_lag()
+                incidents_lag = platform.crawl.count_verdicts_after(platform.rollups.position())
+                lag = max(platform.pipeline_lag(), incidents_lag)
                 show(max(backlog - lag, 0))
                 # New probes arrive all the time.
                 return lag < 1_000
 
             self.wait_for(caught_up, what="the features", limit_s=180)
+
+    def monitor(self, made: Sequence[Site]) -> None:
+        """Monitor the URLs from now on, under one budget."""
+        self.post("/api/v1/monitors", [{"url": site.url, "schedule": SCHEDULE} for site in made])
+        self.monitored_s = monotonic()
+        seconds = 3600 / SCHEDULE["budget_per_url_hour"]
+        self.console.print(
+            f"  monitored from now on, each every {seconds:.0f} s on average: the platform chooses, between "
+            f"{SCHEDULE['min_interval_s']} and {SCHEDULE['max_interval_s']} s (so short to be seen here)"
+        )
+
+    def show_polling(self, made: Sequence[Site]) -> dict[Kind, float]:
+        """Print how often the URLs of each kind were probed; gives the mean by kind."""
+        wait_s = max(0.0, POLLED_S - (monotonic() - self.monitored_s))
+        if wait_s:
+            self.console.print(f"  letting it poll for {wait_s:.0f} s more")
+            sleep(wait_s)
+        (pool,) = self.get("/api/v1/polling")["items"]
+        monitors = self.get(f"/api/v1/polling/{pool['pool_id']}/monitors?limit={len(made)}")["items"]
+        by_url = {monitor["url"]: monitor for monitor in monitors}
+        probes, intervals_s = (
+            {
+                kind: [by_url[site.url][name] for site in made if site.kind is kind]
+                for kind in dict.fromkeys(site.kind for site in made)
+            }
+            for name in ("probes", "interval_s")
+        )
+        means = {kind: mean(counts) for kind, counts in probes.items()}
+        right = {"justify": "right"}
+        table = Table(
+            "behaviour",
+            Column("URLs", **right),
+            Column("probes a URL", **right),
+            Column("planned now, every", **right),
+            caption=f"{sum(map(sum, probes.values()))} probes in {monotonic() - self.monitored_s:.0f} s; "
+            "equal intervals would give each URL the same",
+        )
+        for kind, count in sorted(means.items(), key=lambda item: -item[1]):
+            table.add_row(kind, str(len(probes[kind])), f"{count:.1f}", f"{mean(intervals_s[kind]):.0f} s")
+        self.console.print(table)
+        return means
 
     def model(self) -> str | None:
         """The version that predicts now; None if none does yet."""
@@ -244,6 +295,7 @@ class Demo:
             "Swagger UI": f"{self.url}/docs",
             "MLflow UI": f"{BIN}/mlflow ui --backend-store-uri sqlite:///{self.home}/mlflow/mlflow.db --port 5000",
             "Feast UI": f"{python}/feast -c {ROOT}/feature_repo ui --host 127.0.0.1 --port 8888",
+            "the budget": f"{python}/urlhealth polling",
             "one forecast": f"{python}/urlhealth predict URL",
             "logs": str(self.logs),
         }
@@ -255,7 +307,10 @@ class Demo:
     def wait_for(self, condition: Callable[[], bool], *, what: str, limit_s: float) -> None:
         wait_for(condition, what=what, limit_s=limit_s, process=self.server, log=self.log)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def get(self, path: str) -> Any:
+        return self.http.get(path).raise_for_status().json()
+
+    def post(self, path: str, body: Any) -> Any:
         reply = self.http.post(path, json=body)
         if not reply.is_success:
             raise DemoFailed(f"POST {path} answered {reply.status_code}: {reply.text[:500]}")
@@ -280,6 +335,14 @@ def misranked(risks: Mapping[str, float], made: Sequence[Site]) -> str | None:
         f"{steady.url} ({risks[steady.url]:.2%}), which is steady, does not rank below {risky.url} "
         f"({risks[risky.url]:.2%}), which is {risky.kind}"
     )
+
+
+def misspent(probes: Mapping[Kind, float]) -> str | None:
+    """What is wrong with the mean probes by kind; None if a flapping URL had more than a steady one."""
+    flapping, steady = probes[Kind.FLAPPING], probes[Kind.STEADY]
+    if flapping > steady:
+        return None
+    return f"a flapping URL was probed {flapping:.1f} times, not more often than a steady one ({steady:.1f} times)"
 
 
 if __name__ == "__main__":

@@ -217,12 +217,14 @@ class Pool(Planner):
             return
         due_ms = self._shaken(target, self._probed_ms[target], interval_h)
         if due_ms <= t_ms:  # or it was not probed yet: in its turn, so that many of them are not due at once
-            due_ms = min(row.next_due_ms, t_ms + int(interval_h * HOUR_MS * (row.number * _GOLDEN % 1)))
+            due_ms, interval_ms = row.next_due_ms, interval_h * HOUR_MS
+            if due_ms > t_ms + interval_ms:
+                due_ms = t_ms + int(interval_ms * (row.number * _GOLDEN % 1))
         if abs(due_ms - row.next_due_ms) > _MOVED_MS or self.interval_s(target) != row.interval_s:
             self.moved[target] = due_ms
 
     def plan(self, target: int, t_ms: int) -> None:
-        """Plan a target that is handed out."""
+        """Plan a target for the first time, as far as its budget goes."""
         self._plan(target, t_ms / HOUR_MS)
 
     def observe(self, target: int, t_ms: int, failing: bool | None) -> bool:
@@ -382,10 +384,9 @@ class AdaptivePlans:
                 out.moves.append((due_ms, row.number, row.pool_number))
         return out
 
-    def begin(self, out: HandedOut, now_ms: int) -> None:
+    def begin(self, out: HandedOut) -> None:
         """The slots are handed out."""
         for monitor_id, pool, target in out.begun:
-            pool.plan(target, now_ms)
             pool.spent += 1
             pool.under_way.add(target)
             self._under_way[monitor_id] = pool, target

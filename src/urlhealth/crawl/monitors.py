@@ -363,7 +363,7 @@ def _pool_numbers(
     """The pools that these schedules mean; new ones are added."""
     texts = {
         schedule: json.dumps(asdict(schedule) | {"budget_per_url_hour": float(schedule.budget_per_url_hour)})
-        for schedule in schedules
+        for schedule in set(schedules)
     }
     if not texts:
         return {}

@@ -136,7 +136,7 @@ class Schedule(Records):
             handed_out.write(connection)
         self._looked_ms = now_ms
         self._plans.written(now_ms)
-        self._plans.begin(handed_out, now_ms)
+        self._plans.begin(handed_out)
         self.punctuality.skipped += int(skipped or 0) + handed_out.skipped
         return [
             (row.target_id, m) for row, m in due if row.number in (probed if m.schedule is None else handed_out.numbers)
