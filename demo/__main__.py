@@ -217,9 +217,8 @@ class Demo:
         """Monitor the URLs from now on, under one budget."""
         self.post("/api/v1/monitors", [{"url": site.url, "schedule": SCHEDULE} for site in made])
         self.monitored_s = monotonic()
-        seconds = 3600 / SCHEDULE["budget_per_url_hour"]
         self.console.print(
-            f"  monitored from now on, each every {seconds:.0f} s on average: the platform chooses, between "
+            f"  monitored from now on, {SCHEDULE['budget_per_url_hour']} times an hour each on average: the platform chooses, between "
             f"{SCHEDULE['min_interval_s']} and {SCHEDULE['max_interval_s']} s (so short to be seen here)"
         )
 
@@ -240,12 +239,11 @@ class Demo:
             for name in ("probes", "interval_s")
         )
         means = {kind: mean(counts) for kind, counts in probes.items()}
-        right = {"justify": "right"}
         table = Table(
             "behaviour",
-            Column("URLs", **right),
-            Column("probes a URL", **right),
-            Column("planned now, every", **right),
+            Column("URLs", justify="right"),
+            Column("probes a URL", justify="right"),
+            Column("planned now, every", justify="right"),
             caption=f"{sum(map(sum, probes.values()))} probes in {monotonic() - self.monitored_s:.0f} s; "
             "equal intervals would give each URL the same",
         )
