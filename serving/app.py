@@ -17,6 +17,7 @@ from serving.routes import (
     features,
     health,
     instances,
+    models,
     monitors,
     open_inference,
     pages,
@@ -68,8 +69,22 @@ def create_app(platform: Platform | None = None) -> FastAPI:
     app.add_middleware(LocalOnly)
     app.add_middleware(RequestMiddleware, metrics=app.state.metrics)
     errors.install(app)
-    resources = (tasks, monitors, polling, urls, features, predictions, score, open_inference, instances, submit)
-    for resource in (*resources, health, pages):
+    resources = (
+        tasks,
+        monitors,
+        polling,
+        urls,
+        features,
+        predictions,
+        score,
+        models,
+        open_inference,
+        instances,
+        submit,
+        health,
+        pages,
+    )
+    for resource in resources:
         app.include_router(resource.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app

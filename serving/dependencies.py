@@ -1,5 +1,6 @@
 """What route functions ask for by type."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
@@ -31,6 +32,15 @@ Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most.")]
 Cursor = Annotated[
     str | None, Query(max_length=200, description="`next_cursor` of the page before; without it, the first page.")
 ]
+
+Instant = Annotated[datetime | None, Query(examples=["2026-01-01T00:00:00Z"])]
+
+
+def milliseconds(instant: datetime | None) -> int | None:
+    """Milliseconds since 1970 UTC; without a zone it is UTC."""
+    if instant is None:
+        return None
+    return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def check_count(urls: list[str], most: int) -> None:

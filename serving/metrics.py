@@ -16,6 +16,7 @@ from starlette.types import Scope
 from urlhealth.crawl.schedule import LAGS_S, Punctuality
 from urlhealth.errors import UrlHealthError
 from urlhealth.platform import Platform
+from urlhealth.prediction.quality import LiveQuality
 from urlhealth.vocabulary import TaskStatus
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -79,6 +80,8 @@ class _PlatformCollector(Collector):
             "Predictions that were served and could not be logged.",
             value=platform.prediction_log.dropped,
         )
+        if platform.live_quality is not None:
+            yield from _quality(platform.live_quality)
         yield from _punctuality(platform.crawl.punctuality)
         try:
             counts, lag = platform.crawl.counts(), platform.pipeline_lag()
@@ -94,6 +97,21 @@ class _PlatformCollector(Collector):
             tasks.add_metric([status], counts[f"tasks_{status}"])
         yield tasks
         yield _gauge("urlhealth_pipeline_lag_verdicts", "Stored verdicts that are not in the features yet.", lag)
+
+
+def _quality(found: LiveQuality) -> Iterator[Metric]:
+    """The last days' figures, by version and horizon; of the process that holds the lease."""
+    for name, about in {
+        "n": "Predictions of the last days whose outcome is known (of a sample, if they are many).",
+        "average_precision": "Average precision of the last days' predictions.",
+        "brier": "Brier score of the last days' predictions.",
+    }.items():
+        gauge = GaugeMetricFamily(f"urlhealth_live_{name}", about, labels=["version", "horizon"])
+        for figures in found.figures:
+            value = getattr(figures, name)
+            if value is not None:
+                gauge.add_metric([figures.model_version, figures.horizon], value)
+        yield gauge
 
 
 def _punctuality(found: Punctuality) -> Iterator[Metric]:

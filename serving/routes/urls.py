@@ -1,12 +1,11 @@
 """What a URL is, and has been. URLs are query parameters: proxies merge the `//` in a path."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Final
 
 import orjson
 from fastapi import APIRouter, Query, Response
 
-from serving.dependencies import Cursor, Limit, PlatformDep
+from serving.dependencies import Cursor, Instant, Limit, PlatformDep, milliseconds
 from serving.openapi import problems
 from serving.schemas import Incident, Listing, UrlHistory, UrlState
 from urlhealth.crawl.reading import MAX_POINTS
@@ -19,7 +18,6 @@ Url = Annotated[str, Query(description="The URL, percent-encoded.", examples=["h
 Name = Annotated[
     str | None, Query(min_length=1, max_length=200, description="Of a monitor with a name: that one's history.")
 ]
-Instant = Annotated[datetime | None, Query(examples=["2026-01-01T00:00:00Z"])]
 
 _UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -63,8 +61,8 @@ def get_history(
     """Verdicts by outcome and durations in steps, which begin at multiples of their length since 1970 UTC."""
     history = platform.crawl.url_history(
         url,
-        from_ms=_ms(start),
-        to_ms=_ms(to),
+        from_ms=milliseconds(start),
+        to_ms=milliseconds(to),
         step_ms=None if step is None else int(step[:-1]) * _UNITS_MS[step[-1]],
         name=name,
         owner=LOCAL_OWNER,
@@ -79,10 +77,3 @@ def list_incidents(
     """From the first failing verdict to the next good one."""
     page = platform.crawl.url_incidents(url, limit=limit, cursor=cursor, name=name, owner=LOCAL_OWNER)
     return Listing(items=[Incident.of(incident) for incident in page.items], next_cursor=page.next_cursor)
-
-
-def _ms(instant: datetime | None) -> int | None:
-    """Milliseconds since 1970 UTC; without a zone it is UTC."""
-    if instant is None:
-        return None
-    return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)

@@ -30,17 +30,19 @@ from urlhealth.probing.guard import AddressGuard
 from urlhealth.probing.process import ProbeProcess
 from urlhealth.probing.transfer import TrustedCertificates
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import MODEL_NAME, Clock, Prediction, Served, system_clock
+from urlhealth.vocabulary import LOCAL_OWNER, MODEL_NAME, Clock, Prediction, Served, system_clock
 
 if TYPE_CHECKING:
     from urlhealth.crawl.carried import CarriedStore
     from urlhealth.crawl.current import CurrentPredictions
     from urlhealth.crawl.rollups import Rollups
+    from urlhealth.crawl.served import ServedLog
     from urlhealth.feast_stores.stores import FeatureStores
     from urlhealth.pipeline import Pipeline
     from urlhealth.prediction.champion import ChampionWatch
     from urlhealth.prediction.current import Rescorer
     from urlhealth.prediction.predictor import Predictor
+    from urlhealth.prediction.quality import LiveQuality
     from urlhealth.prediction.shadow import Shadow
     from urlhealth.prediction.versions import Versions
 
@@ -59,6 +61,9 @@ _PROBES_FIRST_PAUSE: Final = 3.0
 #: Time between two looks for what is older than it is kept for.
 _RETENTION_S = 600.0
 _DAY_MS = 86_400_000
+#: Time between two looks at how good what was served has been, and how far back they go.
+_QUALITY_S: Final = 300.0
+_QUALITY_DAYS: Final = 7
 #: Time after which a loop that failed tries again.
 _RETRY_S = 1.0
 #: Longest time that a busy thread keeps the interpreter from the others: a request changes threads several times.
@@ -98,6 +103,8 @@ class Platform:
         self._threads: list[threading.Thread] = []
         self._crawler: Crawler | None = None
         self._database: sa.Engine | None = None
+        #: How good the last days' predictions were, in the process that holds the lease; None where nobody looked yet.
+        self.live_quality: LiveQuality | None = None
 
     def open(self, *, check: bool = True) -> Self:
         """Open the stores; no background work.
@@ -221,6 +228,25 @@ class Platform:
         assert self._database is not None
         return Rollups(self._database, known_for_s=self.settings.known_for_s)
 
+    @cached_property
+    def served(self) -> "ServedLog":
+        from urlhealth.crawl.served import ServedLog
+
+        assert self._database is not None
+        return ServedLog(self._database, clock=self.clock)
+
+    def quality(self, *, from_ms: int | None = None, to_ms: int | None = None, owner: str) -> "LiveQuality":
+        """How good the predictions were that were served in [from, to); by default in the last seven days.
+
+        Raises:
+            StoreUnavailable.
+        """
+        from urlhealth.prediction.quality import live_quality
+
+        to_ms = self.clock() if to_ms is None else to_ms
+        from_ms = to_ms - _QUALITY_DAYS * _DAY_MS if from_ms is None else from_ms
+        return live_quality(self.served, from_ms=from_ms, to_ms=to_ms, owner=owner)
+
     def start(self, *, features: bool = True, predict: bool = True) -> None:
         """Start the background work: the crawl under the lease and, if wanted, what follows on it.
 
@@ -249,6 +275,7 @@ class Platform:
             if settings.shadow_share:
                 self._loop("shadow", self.shadow.step, _TURN_S)
         if features and predict:
+            self._loop("quality", self._judge, _QUALITY_S)
             self._loop("current", self._rescore, settings.pipeline_poll_s)
 
     def close(self) -> None:
@@ -437,6 +464,9 @@ class Platform:
             and self._after_probes(lambda: self.rollups.step(lease=self.lease))
         ):
             pass
+
+    def _judge(self) -> None:
+        self.live_quality = self.quality(owner=LOCAL_OWNER) if self.lease.held else None
 
     def _rescore(self) -> None:
         while self.lease.held and not self._stop.is_set():

@@ -249,6 +249,8 @@ predictions: Final = sa.Table(
     sa.Column("model_version", sa.Text, nullable=False),
     sqlite_autoincrement=True,
 )
+# What was served in a span of time.
+sa.Index(None, predictions.c.owner, predictions.c.ts_ms)
 
 rollups: Final = sa.Table(
     "rollups",
