@@ -2,13 +2,14 @@
 
 A history has a row a probe: `url` (any text that tells series apart), `ts`, `status` (up, down or degraded; degraded is
 up), `code` and `response_ms` (0 or null where there was none; both columns may be missing), and perhaps `group`, who
-runs the URL. Rows may come in any order; of several of a URL at one instant the first counts. Timestamps without a zone
-are UTC, others are converted. Imported only by commands, for it imports Polars.
+runs the URL: the oldest row of a URL that gives one says it, so that later rows change nothing earlier. Rows may come
+in any order; of several of a URL at one instant the first counts. Timestamps without a zone are UTC, others are
+converted. Other columns are not read. Imported only by commands, for it imports Polars.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -20,6 +21,9 @@ from urlhealth.features.verdicts import HEALTH_CODES, Verdicts
 from urlhealth.histories.form import OUTCOMES
 from urlhealth.probing.urls import parse_target, registrable_domain
 from urlhealth.vocabulary import Outcome
+
+#: Instants at which a history ends at the latest: 2200, in ms since 1970 UTC.
+_END_MS: Final = 7_258_118_400_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,31 +127,32 @@ def _instants(frame: pl.DataFrame, path: Path) -> pl.Series:
     """`ts` in ms since 1970 UTC; finer parts are cut off, which takes an instant back, never on."""
     column = frame["ts"]
     if not isinstance(column.dtype, pl.Datetime):
-        raise InvalidRequest(f"{path}: column ts holds {column.dtype}, not timestamps")
+        raise InvalidRequest(f"{path}: column ts holds {column.dtype}, not timestamps: convert it first")
     _require(column.is_not_null(), path, column, "is empty")
     at_ms = column.dt.epoch("ms")
-    _require(at_ms > 0, path, column, "is before 1970")
+    _require(at_ms.is_between(1, _END_MS), path, column, "is not between 1970 and 2200")
     return at_ms
 
 
 def _number(frame: pl.DataFrame, path: Path, name: str) -> pl.Series:
-    """A column of numbers; 0 where it is null, negative or missing."""
+    """A column of numbers; 0 where it is null, negative, infinite or missing."""
     if name not in frame.columns:
         return pl.zeros(len(frame), pl.Float64, eager=True)
     column = frame[name]
     if not (column.dtype.is_numeric() or column.dtype == pl.Null):
         raise InvalidRequest(f"{path}: column {name} holds {column.dtype}, not numbers")
-    return column.cast(pl.Float64).fill_nan(0).fill_null(0).clip(0)
+    values = column.cast(pl.Float64)
+    return values.set(~values.is_finite(), 0).fill_null(0).clip(0)
 
 
 def _owners(frame: pl.DataFrame, path: Path) -> dict[str, tuple[str, str]]:
-    """Host and group of each URL: the group of its newest row that has one, otherwise the registrable domain."""
+    """Host and group of each URL: the group of its oldest row that has one, otherwise the registrable domain."""
     owners = {url: host_and_domain(url) for url in frame["url"].unique()}
     if "group" in frame.columns:
         if not isinstance(frame["group"].dtype, pl.String | pl.Categorical | pl.Enum | pl.Null):
             raise InvalidRequest(f"{path}: column group holds {frame['group'].dtype}, not text")
         given = frame.select("url", pl.col("group").cast(pl.String)).filter(pl.col("group").str.len_bytes() > 0)
-        for url, group in given.unique("url", keep="last", maintain_order=True).iter_rows():
+        for url, group in given.unique("url", keep="first", maintain_order=True).iter_rows():
             owners[url] = owners[url][0], group
     return owners
 

@@ -58,12 +58,18 @@ def test_of_rows_of_one_instant_the_first_counts(tmp_path: Path) -> None:
     assert verdicts.total_ms[0] == 900
 
 
-def test_the_newest_group_that_is_given_counts_and_codes_may_be_missing(tmp_path: Path) -> None:
-    verdicts = read_history(history(tmp_path, group=["new", None, "old"], code=None, response_ms=None))
-    assert set(verdicts.group) == {"new"}
+def test_the_oldest_group_that_is_given_counts_and_codes_may_be_missing(tmp_path: Path) -> None:
+    verdicts = read_history(history(tmp_path, group=["new", "old", None], code=None, response_ms=None))
+    assert set(verdicts.group) == {"old"}
     assert verdicts.status_code.tolist() == [0, 0, 0]
     assert np.isnan(verdicts.total_ms).all()
     assert set(read_history(history(tmp_path, group=[None, None, ""])).group) == {"example.co.uk"}
+
+
+def test_durations_that_are_none_are_not_known(tmp_path: Path) -> None:
+    verdicts = read_history(history(tmp_path, response_ms=[float("inf"), float("nan"), -3.0], code=[1e15, -1.0, 200.0]))
+    assert np.isnan(verdicts.total_ms).all()
+    assert verdicts.status_code.tolist() == [200, 0, 999]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,9 @@ def test_the_newest_group_that_is_given_counts_and_codes_may_be_missing(tmp_path
         ({"url": ["a", "b", None]}, "row 2, counted from 0: url None is empty"),
         ({"ts": [T0, None, T0]}, "row 1.*ts None is empty"),
         ({"ts": ["2024-01-01", "x", "y"]}, "column ts holds String, not timestamps"),
-        ({"ts": [T0, T0, datetime(1960, 1, 1, tzinfo=UTC)]}, "row 2.*is before 1970"),
+        ({"ts": [T0, T0, datetime(1960, 1, 1, tzinfo=UTC)]}, "row 2.*is not between 1970 and 2200"),
+        ({"ts": [T0, datetime(2300, 1, 1, tzinfo=UTC), T0]}, "row 1.*is not between 1970 and 2200"),
+        ({"ts": [1_700_000_000, 1_700_003_600, 1_700_007_200]}, "column ts holds Int64, not timestamps"),
         ({"status": None}, "has no column status"),
         ({"code": ["200", "x", "y"]}, "column code holds String, not numbers"),
         ({"group": [1, 2, 3]}, "column group holds Int64, not text"),
