@@ -44,7 +44,7 @@ bench: setup ## side-by-side measurements against peers
 
 lock: setup ## resolve requirements.lock anew (universal, with hashes, without index addresses)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--group dev --no-annotate --no-header --output-file requirements.lock pyproject.toml
+		--group dev --extra scale --no-annotate --no-header --output-file requirements.lock pyproject.toml
 
 clean: ## remove the installation and the caches (not var/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

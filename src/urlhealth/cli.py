@@ -86,6 +86,24 @@ def serve(
 
 
 @app.command()
+def worker(
+    queues: Annotated[
+        str | None,
+        typer.Option(
+            help="Queues to take from, comma-separated, such as monitors,tasks,monitors.eu. [default: all "
+            "that name no region]"
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Batches of probes in hand at once.", min=1)] = 16,
+) -> None:
+    """Probe what a server hands out over the broker (URLHEALTH_BROKER_URL), until it is told to stop."""
+    from urlhealth.platform import work
+    from urlhealth.settings import load_settings
+
+    raise typer.Exit(work(load_settings(), queues=queues.split(",") if queues else None, concurrency=concurrency))
+
+
+@app.command()
 def crawl(
     urls: Annotated[list[str] | None, typer.Argument(help="URLs to probe once.")] = None,
     file: Annotated[

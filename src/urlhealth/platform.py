@@ -24,13 +24,13 @@ from urlhealth.crawl.database import open_database
 from urlhealth.crawl.lease import RENEWALS, Lease
 from urlhealth.crawl.retention import Kept
 from urlhealth.crawl.store import CrawlStore
-from urlhealth.errors import LeaseLost, StoreUnavailable, UrlHealthError, one_line
+from urlhealth.errors import ConfigurationError, LeaseLost, StoreUnavailable, UrlHealthError, one_line
 from urlhealth.prediction.log import PredictionLog
 from urlhealth.probing.guard import AddressGuard
 from urlhealth.probing.process import ProbeProcess
 from urlhealth.probing.transfer import TrustedCertificates
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import LOCAL_OWNER, MODEL_NAME, Clock, Prediction, Served, system_clock
+from urlhealth.vocabulary import LOCAL_OWNER, MODEL_NAME, Clock, Dispatcher, Prediction, Served, system_clock
 
 if TYPE_CHECKING:
     from urlhealth.crawl.carried import CarriedStore
@@ -98,7 +98,7 @@ class Platform:
     def __init__(self, settings: Settings, *, clock: Clock = system_clock) -> None:
         self.settings = settings
         self.clock = clock
-        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.worker_id = _new_worker_id()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
         self._crawler: Crawler | None = None
@@ -375,6 +375,9 @@ class Platform:
         if self._crawler.failed:
             words = "it has failed, and is not replaced yet"
             return [Check(name="engine", detail=words, ok=False, advice="see the log of this process")]
+        if self.settings.broker_url:
+            url = sa.make_url(self.settings.broker_url).render_as_string(hide_password=True)
+            return [Check(name="engine", detail=f"workers on {url}", ok=True)]
         return [Check(name="engine", detail=f"up to {self.settings.probe_concurrency} probes at once", ok=True)]
 
     def _describe_database(self) -> str:
@@ -406,8 +409,21 @@ class Platform:
         detail = f"no {MODEL_NAME} in {uri}"
         return Check(name="model", ok=False, detail=detail, advice="run `urlhealth train`", needed=False)
 
-    def _make_engine(self) -> ProbeProcess:
+    def _make_engine(self) -> Dispatcher:
         settings = self.settings
+        if settings.broker_url:
+            try:
+                from urlhealth.probing.broker import make_app
+                from urlhealth.probing.queue import CeleryDispatcher
+            except ImportError as error:
+                raise _no_celery(error) from error
+            return CeleryDispatcher(
+                make_app(settings.broker_url, prefix=settings.broker_prefix),
+                prefix=settings.broker_prefix,
+                worker_id=self.worker_id,
+                concurrency=settings.probe_concurrency,
+                clock=self.clock,
+            )
         return ProbeProcess(
             user_agent=settings.user_agent,
             concurrency=settings.probe_concurrency,
@@ -510,6 +526,46 @@ class Platform:
         thread = threading.Thread(target=run, name=f"urlhealth-{name}", daemon=True)
         thread.start()
         self._threads.append(thread)
+
+
+def work(settings: Settings, *, queues: Sequence[str] | None, concurrency: int) -> int:
+    """Probe what comes over the broker, with the settings of this process, until a signal; returns the exit code.
+
+    Args:
+        queues: see `probing.worker.run_worker`; None: all that name no region.
+        concurrency: batches in hand at once.
+
+    Raises:
+        ConfigurationError: there is no broker, or settings name what cannot be used.
+    """
+    if not settings.broker_url:
+        raise ConfigurationError("a worker needs a broker: set URLHEALTH_BROKER_URL to that of the server")
+    try:
+        from urlhealth.probing.broker import make_app
+        from urlhealth.probing.engine import ProbeEngine
+        from urlhealth.probing.worker import ALL_QUEUES, run_worker
+    except ImportError as error:
+        raise _no_celery(error) from error
+    engine = ProbeEngine(
+        user_agent=settings.user_agent,
+        concurrency=settings.probe_concurrency,
+        concurrency_per_host=settings.probe_concurrency_per_host,
+        rate_per_host=settings.probe_rate_per_host,
+        guard=AddressGuard(settings.allow_addresses),
+        worker_id=_new_worker_id(),
+        ca_file=settings.ca_file,
+        canary=settings.canary,
+    )
+    app = make_app(settings.broker_url, prefix=settings.broker_prefix)
+    return run_worker(app, engine, prefix=settings.broker_prefix, queues=queues or ALL_QUEUES, concurrency=concurrency)
+
+
+def _no_celery(error: ImportError) -> ConfigurationError:
+    return ConfigurationError(f"a broker needs Celery ({error}): install urlhealth[scale]")
+
+
+def _new_worker_id() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 def _share_heaps() -> None:

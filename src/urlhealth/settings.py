@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     canary: str = Field(
         "", description="URL that is always up, to tell an outage of our own network by. Empty: none is told."
     )
+    broker_url: str = Field(
+        "", description="Broker of probing workers, redis:// or amqp://. Empty: the server probes by itself."
+    )
+    broker_prefix: str = Field("urlhealth", description="First part of the names of the broker's queues.", min_length=1)
     max_urls_per_task: int = Field(1_000_000, description="URLs that one task may have.", ge=1)
     lease_s: float = Field(8.0, description="Time after which a silent writer's lease passes to another process.", gt=0)
     pipeline_poll_s: float = Field(0.25, description="Time between looks for probes that are not yet features.", gt=0)

@@ -239,6 +239,8 @@ class ProbeRequest:
     monitor_id: str | None = None
     #: The slot of the monitor that it is for: it is not begun before.
     due_ms: int | None = None
+    #: Where it is to be probed from; None for anywhere.
+    region: str | None = None
 
 
 @record
@@ -247,6 +249,8 @@ class Probed:
 
     request: ProbeRequest
     result: ProbeResult
+    #: Who did the work; None: the dispatcher's own process.
+    worker_id: str | None = None
 
 
 class Dispatcher(Protocol):
@@ -259,6 +263,10 @@ class Dispatcher(Protocol):
     @property
     def capacity(self) -> int:
         """How many more requests it can take now."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it takes and gives nothing any more, and another one has to be made."""
 
     def submit(self, requests: Sequence[ProbeRequest]) -> None:
         """Take requests; returns at once."""
@@ -391,6 +399,15 @@ class Monitor:
     skipped: int = 0
     #: Probes since it has its adaptive schedule.
     probes: int = 0
+
+
+#: Begins the tag of a monitor that says where it is to be probed from: `region:eu`.
+REGION_TAG: Final = "region:"
+
+
+def region_of(tags: Sequence[str]) -> str | None:
+    """The region that the first such tag of a monitor names, if any."""
+    return next((tag.removeprefix(REGION_TAG) for tag in tags if tag.startswith(REGION_TAG)), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""What every dispatcher does, in this process or in one of its own; and what becomes of a process that ends."""
+"""What every dispatcher does, in this process, a child or workers; and what becomes of a process that ends."""
 
 import os
 import signal
@@ -9,25 +9,27 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.brokers import BROKERS, WorkerProcess, broker_url, queues
 from tests.misbehaving import OK, Behaviour, hang, redirect, say, serving
 from tests.probes import LOOPBACK, QUICK, make_engine
 from tests.support import wait_until
 from urlhealth.errors import ConfigurationError
-from urlhealth.probing.engine import ProbeEngine
+from urlhealth.probing.broker import make_app
 from urlhealth.probing.guard import AddressGuard
 from urlhealth.probing.process import ProbeProcess
+from urlhealth.probing.queue import CeleryDispatcher
 from urlhealth.probing.urls import parse_target
-from urlhealth.vocabulary import Outcome, Probed, ProbeOptions, ProbeRequest
+from urlhealth.vocabulary import Dispatcher, Outcome, Probed, ProbeOptions, ProbeRequest
 
 Serve = Callable[[Behaviour], int]
-Make = Callable[..., ProbeEngine | ProbeProcess]
+Make = Callable[..., Dispatcher]
 
 
 @pytest.fixture
@@ -50,21 +52,45 @@ def make_process(*, concurrency: int = 64, per_host: int = 8, **more: Any) -> Pr
     )
 
 
-@pytest.fixture(params=[make_engine, make_process], ids=["thread", "process"])
-def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+class Workers:
+    """Makes dispatchers for a queue, each with a worker of its own at the other end."""
+
+    def __init__(self, stack: ExitStack, home: Path, url: str) -> None:
+        self._stack = stack
+        self._home = home
+        self._url = url
+
+    def __call__(self, *, concurrency: int = 64, per_host: int = 8, **more: Any) -> CeleryDispatcher:
+        prefix = self._stack.enter_context(queues(self._url))
+        settings = {
+            "URLHEALTH_BROKER_URL": self._url,
+            "URLHEALTH_BROKER_PREFIX": prefix,
+            "URLHEALTH_PROBE_CONCURRENCY": str(concurrency),
+            "URLHEALTH_PROBE_CONCURRENCY_PER_HOST": str(per_host),
+            "URLHEALTH_CANARY": more.get("canary", ""),
+            "URLHEALTH_CA_FILE": str(more.get("ca_file", "")),
+        }
+        worker = self._stack.enter_context(closing(WorkerProcess(self._home, **settings)))
+        try:
+            worker.wait_ready()
+        except RuntimeError as error:
+            raise ConfigurationError(" ".join(str(error).split())) from error
+        app = make_app(self._url, prefix=prefix)
+        return CeleryDispatcher(app, prefix=prefix, worker_id="tests", concurrency=concurrency)
+
+
+@pytest.fixture(params=["thread", "process", "redis", "rabbitmq"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Makes dispatchers, and closes them."""
-    made: list[ProbeEngine | ProbeProcess] = []
-
-    def keep(**arguments: Any) -> ProbeEngine | ProbeProcess:
-        made.append(request.param(**arguments))
-        return made[-1]
-
-    yield keep
-    for dispatcher in made:
-        dispatcher.close()
+    with ExitStack() as stack:
+        if request.param in BROKERS:
+            maker: Make = Workers(stack, tmp_path, broker_url(request.param))
+        else:
+            maker = {"thread": make_engine, "process": make_process}[request.param]
+        yield lambda **arguments: stack.enter_context(closing(maker(**arguments)))
 
 
-def collect(dispatcher: ProbeEngine | ProbeProcess, count: int) -> list[Probed]:
+def collect(dispatcher: Dispatcher, count: int) -> list[Probed]:
     found: list[Probed] = []
     while len(found) < count:
         batch = dispatcher.results(10.0)

@@ -1,4 +1,4 @@
-"""The crawl of this process: a runner on a probing engine, both made anew when the engine fails."""
+"""The crawl of this process: a runner on a dispatcher, both made anew when that fails."""
 
 import logging
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.runner import CrawlRunner
 from urlhealth.crawl.store import CrawlStore
-from urlhealth.probing.process import ProbeProcess
+from urlhealth.vocabulary import Dispatcher
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 class Crawler:
     """Turns of a `CrawlRunner`. One thread calls `step`; the others may ask `failed` and `behind`."""
 
-    def __init__(self, store: CrawlStore, lease: Lease, make_engine: Callable[[], ProbeProcess]) -> None:
+    def __init__(self, store: CrawlStore, lease: Lease, make_engine: Callable[[], Dispatcher]) -> None:
         """`make_engine` is called now, and whenever an engine has failed; what it raises is raised."""
         self._store = store
         self._lease = lease

@@ -12,7 +12,7 @@ from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.crawl.work import OpenTask
 from urlhealth.errors import LeaseLost, StoreUnavailable
-from urlhealth.vocabulary import Dispatcher, Probed, ProbeRequest
+from urlhealth.vocabulary import Dispatcher, Probed, ProbeRequest, region_of
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +160,7 @@ class CrawlRunner:
                         owner=m.owner,
                         monitor_id=m.monitor_id,
                         due_ms=m.next_due_ms,
+                        region=region_of(m.tags),
                     )
                     for target_id, m in due
                 ]

@@ -128,6 +128,8 @@ class WorkStore(Records):
     def file_results(self, results: Sequence[Probed], *, worker: str, lease: Lease) -> int:
         """Store results and give each to what asked for it, in one transaction; returns how many were stored.
 
+        `worker`: who did the work, where a result does not say.
+
         A target of a task gets one result: a second one is dropped. The result for a task or monitor that was deleted
         meanwhile goes into the target's history all the same; one for a task that was cancelled is shown in it. What
         was found of a target that was erased meanwhile is dropped.
@@ -154,11 +156,11 @@ class WorkStore(Records):
         with writing(self._engine) as connection:
             lease.fence(connection)
             order_probe_ids(connection)
-            batch = _Batch(connection, results)
+            batch = _Batch(connection, results, worker)
             before = connection.scalar(sa.select(sa.func.max(probes.c.id))) or 0
             insert_probes(connection, batch.rows)
             batch.answer_urls(before)
-            batch.update_tasks(worker, now_ms=self._clock())
+            batch.update_tasks(now_ms=self._clock())
         return len(batch.rows)
 
 
@@ -170,12 +172,13 @@ class _Progress:
     #: By target id: how many of the task's URLs wait for it.
     waiting: dict[int, int] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
+    workers: set[str] = field(default_factory=set)
 
 
 class _Batch:
     """The rows to insert for a batch of results, and what they add to their tasks."""
 
-    def __init__(self, connection: sa.Connection, results: Sequence[Probed]) -> None:
+    def __init__(self, connection: sa.Connection, results: Sequence[Probed], worker: str) -> None:
         self._connection = connection
         self.rows: list[ProbeRow] = []
         task_ids = {p.request.task_id for p in results if p.request.task_id}
@@ -200,6 +203,7 @@ class _Batch:
                 if not urls:
                     continue
                 task.outcomes[probed.result.outcome._value_] += urls
+                task.workers.add(probed.worker_id or worker)
             self.rows.append(
                 probe_row(
                     probed.result,
@@ -217,7 +221,7 @@ class _Batch:
         if self._tasks:
             by_hand(self._connection, _ANSWER_URLS, before=before)
 
-    def update_tasks(self, worker: str, *, now_ms: int) -> None:
+    def update_tasks(self, *, now_ms: int) -> None:
         """Write the counters of the tasks, and end those that have all their results."""
         for task in self._tasks.values():
             if not task.outcomes:
@@ -227,7 +231,7 @@ class _Batch:
             values = {
                 "done": done,
                 "outcomes": dict(Counter(row.outcomes) + task.outcomes),
-                "workers": sorted({*row.workers, worker}),
+                "workers": sorted({*row.workers, *task.workers}),
             }
             if done == row.total and row.finished_ms is None:
                 values |= {"status": TaskStatus.DONE.value, "finished_ms": now_ms}

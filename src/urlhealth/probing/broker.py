@@ -1,0 +1,214 @@
+"""What a writer and its workers say to each other over a broker, and the Celery application that carries it.
+
+A batch of requests goes to a queue that any worker of its kind takes from. What is found comes back in reports, to a
+queue of the writer's own. Both are JSON: whoever can write to the broker can make workers probe, but not run code.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
+from typing import Any, Final
+
+import orjson
+from celery import Celery
+from kombu import Connection, Queue
+from kombu.exceptions import OperationalError
+
+from urlhealth.errors import ConfigurationError, one_line
+from urlhealth.vocabulary import DEFAULT_OPTIONS, Attempt, Outcome, ProbeOptions, ProbeRequest, ProbeResult, Target
+
+#: Name of the one Celery task.
+PROBE: Final = "urlhealth.probe"
+#: Name of the command by which a writer tells all workers that it wants no more of some tasks.
+CANCEL: Final = "urlhealth_cancel"
+
+#: Queues by what asks: slots of monitors, which have their time, and URLs of tasks.
+MONITORS: Final = "monitors"
+TASKS: Final = "tasks"
+
+#: A worker tells at least so often which batches it has in hand.
+BEAT_S: Final = 1.0
+#: How long a writer's queue of reports outlives it.
+_REPORTS_EXPIRE_S: Final = 300.0
+#: Longest wait for the broker to connect, or to take what is written.
+_BROKER_S: Final = 5.0
+
+_FIELDS: Final = tuple(field.name for field in fields(ProbeResult) if field.name != "target")
+_values = attrgetter(*_FIELDS)
+
+
+def make_app(url: str, *, prefix: str) -> Celery:
+    """The Celery application of writers and workers; nothing is connected yet.
+
+    Args:
+        url: of the broker, `redis://` or `amqp://`.
+        prefix: first part of the names of all queues.
+    """
+    app = Celery("urlhealth", broker=url, set_as_current=False)
+    app.conf.update(
+        task_default_queue=queue_name(prefix, TASKS),
+        task_create_missing_queues=True,
+        # A batch is done when its results are sent. One of a worker that died goes to another one: RabbitMQ sees that
+        # at once; for Redis, which would wait for the visibility timeout, the writer sends it again.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        broker_connection_timeout=_BROKER_S,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=_transport_options(url, prefix),
+        worker_hijack_root_logger=False,
+        worker_send_task_events=True,  # for Flower
+        event_queue_expires=60,
+    )
+    return app
+
+
+def _transport_options(url: str, prefix: str) -> dict[str, Any]:
+    if url.startswith("amqp"):
+        return {"confirm_publish": True, "read_timeout": None, "write_timeout": _BROKER_S}
+    # An hour of visibility: longer than nearly every batch, so that none runs twice while it is under way.
+    return {
+        "visibility_timeout": 3600,
+        "socket_connect_timeout": _BROKER_S,
+        "socket_keepalive": True,
+        "health_check_interval": 5,
+        "unacked_key": f"{prefix}.unacked",
+        "unacked_index_key": f"{prefix}.unacked_index",
+        "unacked_mutex_key": f"{prefix}.unacked_mutex",
+    }
+
+
+def require_broker(connection: Connection) -> None:
+    """Connect.
+
+    Raises:
+        ConfigurationError: the broker does not answer.
+    """
+    try:
+        connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=_BROKER_S)
+    except (OSError, OperationalError, *connection.connection_errors) as error:
+        raise ConfigurationError(
+            f"the broker {connection.as_uri()} cannot be used: {one_line(error)}; check that it runs and that "
+            "URLHEALTH_BROKER_URL names it, or leave that empty to probe without one"
+        ) from error
+
+
+def queue_name(prefix: str, kind: str) -> str:
+    """The broker's name of a queue: `urlhealth.tasks`."""
+    return f"{prefix}.{kind}"
+
+
+def queue_for(request: ProbeRequest) -> str:
+    """The kind of queue that a request goes to: `tasks`, `monitors`, or `monitors.eu` for one region's workers."""
+    kind = TASKS if request.due_ms is None else MONITORS
+    return f"{kind}.{request.region}" if request.region else kind
+
+
+def reports_queue(name: str) -> Queue:
+    """A writer's queue of reports. Both sides declare it alike; it goes away when nobody has used it for a while."""
+    return Queue(name, routing_key=name, durable=False, expires=_REPORTS_EXPIRE_S)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Requests for one worker."""
+
+    batch_id: str
+    #: The writer's queue of reports.
+    reply_to: str
+    #: The writer's number of each request is its `target_id`, and its name for a task, its `task_id`.
+    requests: Sequence[ProbeRequest]
+
+    def encode(self) -> str:
+        """As the argument of the task. Options that several requests have are written once."""
+        places: dict[ProbeOptions, int] = {}
+        rows = [
+            (
+                request.target_id,
+                request.target.url,
+                request.target.host,
+                request.target.name,
+                places.setdefault(request.options, len(places)),
+                request.task_id,
+                request.due_ms,
+            )
+            for request in self.requests
+        ]
+        return orjson.dumps([self.batch_id, self.reply_to, list(places), rows]).decode()
+
+    @classmethod
+    def decode(cls, text: str) -> "Batch":
+        """The inverse of :meth:`encode`."""
+        batch_id, reply_to, written, rows = orjson.loads(text)
+        options = [DEFAULT_OPTIONS if (made := ProbeOptions(**each)) == DEFAULT_OPTIONS else made for each in written]
+        requests = [
+            ProbeRequest(
+                target=Target(url=url, host=host, group="", name=name),
+                target_id=number,
+                options=options[place],
+                task_id=task_id,
+                due_ms=due_ms,
+            )
+            for number, url, host, name, place, task_id, due_ms in rows
+        ]
+        return cls(batch_id=batch_id, reply_to=reply_to, requests=requests)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a worker tells a writer."""
+
+    worker_id: str
+    #: How many requests the worker's engine can hold.
+    room: int
+    #: Batches of the writer's that it has in hand.
+    batches: Sequence[str]
+    #: Number of the request, and what was found.
+    results: Sequence[tuple[int, ProbeResult]]
+
+    def encode(self) -> bytes:
+        """As a message's body."""
+        results = [(number, *_values(_clean(result))) for number, result in self.results]
+        return orjson.dumps([self.worker_id, self.room, self.batches, results])
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Report":
+        """The inverse of :meth:`encode`; the results' `target` is empty."""
+        worker_id, room, batches, rows = orjson.loads(body)
+        return cls(worker_id=worker_id, room=room, batches=batches, results=list(map(_result_of, rows)))
+
+
+def _result_of(row: Sequence[Any]) -> tuple[int, ProbeResult]:
+    number, *values = row
+    named = dict(zip(_FIELDS, values, strict=True))
+    named["outcome"] = Outcome(named["outcome"])
+    named["attempts"] = tuple(Attempt(**each | {"outcome": Outcome(each["outcome"])}) for each in named["attempts"])
+    return number, ProbeResult(target="", **named)
+
+
+def _clean(result: ProbeResult) -> ProbeResult:
+    """Without lone surrogates, which a server may have brought into an error, and which JSON cannot hold."""
+    if result.error is None and result.final_url is None and not result.attempts:
+        return result
+    attempts = tuple(replace(attempt, error=_text(attempt.error)) for attempt in result.attempts)
+    return replace(result, error=_text(result.error), final_url=_text(result.final_url), attempts=attempts)
+
+
+def _text(text: str | None) -> str | None:
+    return text and text.encode("utf-8", "replace").decode()
+
+
+def packed(groups: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Groups put together into batches of about `size`; a group is not divided."""
+    batch: list[int] = []
+    for group in groups:
+        if batch and len(batch) + len(group) > size:
+            yield batch
+            batch = []
+        batch = [*batch, *group]
+    if batch:
+        yield batch
