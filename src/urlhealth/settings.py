@@ -54,6 +54,21 @@ class Settings(BaseSettings):
         (),
         description="Networks, comma-separated, that may be probed although they are private, loopback or reserved.",
     )
+    deny_addresses: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (), description="Networks, comma-separated, that must not be probed, whatever is allowed."
+    )
+    allow_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Hosts, comma-separated: if there are any, only these and those below them may be probed."
+    )
+    deny_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Hosts, comma-separated, that must not be probed, nor those below them."
+    )
+    allow_ports: Annotated[tuple[int, ...], NoDecode] = Field(
+        (), description="Ports, comma-separated: if there are any, only these. Empty: all that browsers speak HTTP to."
+    )
+    deny_ports: Annotated[tuple[int, ...], NoDecode] = Field(
+        (), description="Ports, comma-separated, that must not be probed."
+    )
     user_agent: str = Field("urlhealth/0.1 (URL health monitor)", description="User-Agent header of every probe.")
     ca_file: Path | None = Field(
         None, description="File (PEM) with certificates to trust in probes, beside the machine's own."
@@ -101,7 +116,12 @@ class Settings(BaseSettings):
         description="Feast's own variable: the file that names Feast's stores.",
     )
 
-    @field_validator("allow_addresses", mode="before")
+    @field_validator("allow_hosts", "deny_hosts", "allow_ports", "deny_ports", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("allow_addresses", "deny_addresses", mode="before")
     @classmethod
     def _networks(cls, value: object) -> object:
         if not isinstance(value, str):

@@ -12,7 +12,7 @@ from urlhealth.probing.guard import AddressGuard
     ["93.184.215.14", "1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"],
 )
 def test_public_addresses_are_probed(address: str) -> None:
-    assert AddressGuard().refusal(address) is None
+    assert AddressGuard().refusal(address, 443) is None
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def test_public_addresses_are_probed(address: str) -> None:
     ],
 )
 def test_all_else_is_refused_with_a_reason(address: str, words: str) -> None:
-    refusal = AddressGuard().refusal(address)
+    refusal = AddressGuard().refusal(address, 443)
     assert refusal is not None
     assert words in refusal
 
 
 def test_an_allowed_network_may_be_probed_and_nothing_beside_it() -> None:
     guard = AddressGuard([ip_network("127.0.0.0/8"), ip_network("fd00:1::/32")])
-    assert guard.refusal("127.0.0.1") is None
-    assert guard.refusal("::ffff:127.0.0.1") is None
-    assert guard.refusal("fd00:1::5") is None
-    assert guard.refusal("::1")
-    assert guard.refusal("10.0.0.1")
-    assert guard.refusal("fd00:2::5")
+    assert guard.refusal("127.0.0.1", 443) is None
+    assert guard.refusal("::ffff:127.0.0.1", 443) is None
+    assert guard.refusal("fd00:1::5", 443) is None
+    assert guard.refusal("::1", 443)
+    assert guard.refusal("10.0.0.1", 443)
+    assert guard.refusal("fd00:2::5", 443)

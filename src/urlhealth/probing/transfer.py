@@ -6,6 +6,7 @@ import ssl
 from pathlib import Path
 from typing import Any, Final
 
+import ada_url
 import pycurl
 
 from urlhealth.errors import ConfigurationError
@@ -127,13 +128,17 @@ class Transfer:
         self._size_bytes = 0
         self._too_large = False
         self._refusal: str | None = None
+        self._host_refusal: str | None = None
         self._no_socket: str | None = None
         self._https = request.target.url.startswith("https:")
         options = request.options
         if options is not self._options and options != self._options:
             self._set_options(options)
         self._keep_bytes = keep_bytes or self._condition_bytes
-        self.curl.setopt(pycurl.URL, request.target.url)
+        self._url = request.target.url
+        if self._judges_hosts:
+            self._host_refusal = self._guard.host_refusal(self._url)
+        self.curl.setopt(pycurl.URL, self._url)
 
     def _set_options(self, options: ProbeOptions) -> None:
         self._options = None  # until all is set
@@ -164,6 +169,10 @@ class Transfer:
         setopt(pycurl.SSL_VERIFYHOST, 2 if options.verify_tls else 0)
         setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
         setopt(pycurl.WRITEFUNCTION, self._write)
+        # Behind a proxy the address that we connect to is the proxy's.
+        self._judges_hosts = self._guard.judges_hosts or options.proxy is not None
+        if self._judges_hosts:
+            setopt(pycurl.HEADERFUNCTION, self._header)
         setopt(pycurl.CONNECTTIMEOUT_MS, max(1, round(options.connect_timeout_s * 1000)))
         setopt(pycurl.TIMEOUT_MS, max(1, round(options.timeout_s * 1000)))
         setopt(pycurl.MAXREDIRS, options.max_redirects)
@@ -190,7 +199,7 @@ class Transfer:
         """Called by libcurl before each connect, also of redirects."""
         family, kind, protocol, peer = address
         # Of several addresses the last one tried decides: that another one is down is not to be called "refused".
-        self._refusal = self._guard.refusal(peer[0])
+        self._refusal = self._host_refusal or self._guard.refusal(peer[0], peer[1])
         if self._refusal is not None:
             return pycurl.SOCKET_BAD
         try:
@@ -199,6 +208,18 @@ class Transfer:
         except OSError as error:
             self._no_socket = os.strerror(error.errno or 0)
             return pycurl.SOCKET_BAD
+
+    def _header(self, line: bytes) -> int | None:
+        """Called by libcurl for each line of a head, where names count: a redirect is judged before it is followed."""
+        name, _, value = line.partition(b":")
+        if name.strip().lower() != b"location":
+            return None
+        try:
+            self._url = ada_url.join_url(self._url, value.strip().decode("latin-1"))
+        except ValueError:
+            return None  # libcurl cannot read it either, or asks the host that it asked before
+        self._refusal = self._host_refusal = self._guard.host_refusal(self._url)
+        return None if self._refusal is None else -1
 
     def _write(self, chunk: bytes) -> int | None:
         self._size_bytes += len(chunk)
@@ -271,7 +292,7 @@ class Transfer:
         """The outcome, and what went wrong in words."""
         if code == pycurl.E_OK:
             return self._answered(status)
-        if self._refusal is not None and code == pycurl.E_COULDNT_CONNECT:
+        if self._refusal is not None and code in (pycurl.E_COULDNT_CONNECT, pycurl.E_WRITE_ERROR):
             return Outcome.REFUSED, f"address refused: {self._refusal}"
         if self._no_socket is not None:
             return Outcome.SELF, f"this machine could not open a socket: {self._no_socket}"
