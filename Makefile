@@ -10,18 +10,18 @@ export FEAST_USAGE := False
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench lock clean
+.PHONY: help setup demo run test check bench client lock clean
 
 help: ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## make .venv and install the locked dependencies
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock pyproject.toml clients/python/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable . --editable clients/python
 	@touch $@
 
 demo: setup ## do the whole job on a sample web and show it (SEED=n, PORT=n, EXIT=1 to stop after the table)
@@ -41,6 +41,9 @@ check: setup ## ruff, mypy, import rules
 
 bench: setup ## side-by-side measurements against peers
 	$(BIN)/python -m benchmarks
+
+client: setup ## make what of the Python client is derived from the OpenAPI document
+	PYTHONPATH=. $(BIN)/python clients/python/generate.py
 
 lock: setup ## resolve requirements.lock anew (universal, with hashes, without index addresses)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
