@@ -218,8 +218,8 @@ class Demo:
         self.post("/api/v1/monitors", [{"url": site.url, "schedule": SCHEDULE} for site in made])
         self.monitored_s = monotonic()
         self.console.print(
-            f"  monitored from now on, {SCHEDULE['budget_per_url_hour']} times an hour each on average: the platform chooses, between "
-            f"{SCHEDULE['min_interval_s']} and {SCHEDULE['max_interval_s']} s (so short to be seen here)"
+            f"  monitored from now on, {SCHEDULE['budget_per_url_hour']} times an hour each on average; "
+            f"the platform chooses when, between {SCHEDULE['min_interval_s']} and {SCHEDULE['max_interval_s']} s apart"
         )
 
     def show_polling(self, made: Sequence[Site]) -> dict[Kind, float]:
