@@ -217,9 +217,10 @@ class Demo:
         """Monitor the URLs from now on, under one budget."""
         self.post("/api/v1/monitors", [{"url": site.url, "schedule": SCHEDULE} for site in made])
         self.monitored_s = monotonic()
+        least_s, most_s = SCHEDULE["min_interval_s"], SCHEDULE["max_interval_s"]
         self.console.print(
-            f"  monitored from now on, {SCHEDULE['budget_per_url_hour']} times an hour each on average; "
-            f"the platform chooses when, between {SCHEDULE['min_interval_s']} and {SCHEDULE['max_interval_s']} s apart"
+            f"  monitored from now on, {SCHEDULE['budget_per_url_hour']} times an hour each on average; the platform "
+            f"chooses when, every {least_s} to {most_s} s (so often to be seen here)"
         )
 
     def show_polling(self, made: Sequence[Site]) -> dict[Kind, float]:
