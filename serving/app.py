@@ -67,7 +67,9 @@ def create_app(platform: Platform | None = None) -> FastAPI:
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     app.state.uploads = CapacityLimiter(tasks.MAX_UPLOADS)
     app.add_middleware(LocalOnly)
-    app.add_middleware(RequestMiddleware, metrics=app.state.metrics)
+    app.add_middleware(
+        RequestMiddleware, metrics=app.state.metrics, settings=lambda: cast(Platform, app.state.platform).settings
+    )
     errors.install(app)
     resources = (
         tasks,

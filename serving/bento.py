@@ -64,7 +64,8 @@ class _ScoreMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._score = RequestMiddleware(self._with_problems, metrics=_app.state.metrics)
+        metrics = _app.state.metrics
+        self._score = RequestMiddleware(self._with_problems, metrics, settings=lambda: _platform().settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         score = scope["type"] == "http" and scope["path"] == "/score"

@@ -52,6 +52,7 @@ KINDS: Final[Mapping[type[errors.UrlHealthError], Kind]] = {
 }
 INVALID_REQUEST: Final = KINDS[errors.InvalidRequest]
 TOO_LONG: Final = Kind(413, "too-long", "The body is too long")
+BUSY: Final = Kind(429, "busy", "Too many requests are under way")
 NOT_LOCAL: Final = Kind(403, "not-local", "Only this machine is served")
 INTERNAL: Final = Kind(500, "internal", "The server failed")
 

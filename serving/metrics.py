@@ -17,6 +17,7 @@ from urlhealth.crawl.schedule import LAGS_S, Punctuality
 from urlhealth.errors import UrlHealthError
 from urlhealth.platform import Platform
 from urlhealth.prediction.quality import LiveQuality
+from urlhealth.prediction.stages import BOUNDS_S, STAGES, Stages
 from urlhealth.vocabulary import TaskStatus
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -80,6 +81,7 @@ class _PlatformCollector(Collector):
             "Predictions that were served and could not be logged.",
             value=platform.prediction_log.dropped,
         )
+        yield from _stages(platform.predictor.stages)
         if platform.live_quality is not None:
             yield from _quality(platform.live_quality)
         yield from _punctuality(platform.crawl.punctuality)
@@ -97,6 +99,16 @@ class _PlatformCollector(Collector):
             tasks.add_metric([status], counts[f"tasks_{status}"])
         yield tasks
         yield _gauge("urlhealth_pipeline_lag_verdicts", "Stored verdicts that are not in the features yet.", lag)
+
+
+def _stages(found: Stages) -> Iterator[Metric]:
+    family = HistogramMetricFamily(
+        "urlhealth_prediction_stage_seconds", "Time that requests by URL spent in each stage.", labels=["stage"]
+    )
+    for stage in STAGES:
+        buckets = [*zip(map(str, BOUNDS_S), accumulate(found.counts[stage]), strict=False)]
+        family.add_metric([stage], [*buckets, ("+Inf", sum(found.counts[stage]))], found.sum_s[stage])
+    yield family
 
 
 def _quality(found: LiveQuality) -> Iterator[Metric]:

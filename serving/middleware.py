@@ -3,6 +3,7 @@
 import re
 import time
 import uuid
+from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -10,22 +11,33 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.errors import NOT_LOCAL, body_too_long, problem
+from serving import logs
+from serving.errors import BUSY, NOT_LOCAL, body_too_long, problem
 from serving.metrics import Metrics
+from urlhealth.settings import Settings
 
 #: Ten thousand URLs of the longest kind fit in.
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
+#: What 429 asks a client to wait.
+_RETRY_AFTER_S: Final = 1
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestMiddleware:
-    """Gives each request an id (the caller's `X-Request-ID` if it is plain), counts its body, and times it."""
+    """Gives each request an id (the caller's `X-Request-ID` if it is plain), counts its body, and times it.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Of requests that change or compute something, only so many may be under way; more get 429 at once, before their body
+    is read. What only reads is always answered: health, metrics, events that are followed for hours.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, settings: Callable[[], Settings]) -> None:
+        """`settings` are asked for at each request: the application may open its platform after it was made."""
         self._app = app
         self._metrics = metrics
+        self._settings = settings
+        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,6 +51,8 @@ class RequestMiddleware:
         state = scope.setdefault("state", {})
         state |= {"request_id": request_id, "max_body_bytes": MAX_BODY_BYTES}
         scope.pop("route", None)  # Of an application that this one is mounted in.
+        counted = scope["method"] not in _SAFE_METHODS
+        logs.REQUEST_ID.set(request_id)
         started = time.perf_counter()
         status = 500
         announced_bytes = _announced_bytes(scope)
@@ -61,10 +75,18 @@ class RequestMiddleware:
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
+        app = self._app
+        if counted and self._under_way >= (most := self._settings().max_requests):
+            detail = f"{most} requests are under way already: try again in {_RETRY_AFTER_S} s"
+            app = problem(Request(scope), BUSY, detail, headers={"Retry-After": str(_RETRY_AFTER_S)})
+        self._under_way += counted
         try:
-            await self._app(scope, receive_limited, send_with_id)
+            await app(scope, receive_limited, send_with_id)
         finally:
-            self._metrics.observe(scope, status, time.perf_counter() - started)
+            self._under_way -= counted
+            duration_s = time.perf_counter() - started
+            self._metrics.observe(scope, status, duration_s)
+            logs.request(scope, status, duration_s)
 
 
 class LocalOnly:

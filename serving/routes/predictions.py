@@ -31,8 +31,9 @@ def predict(
     predictions = platform.predictor.predict(body.urls, horizons=body.horizons, explain=body.explain, model=scorer)
     predictions = judged(predictions, max_age_s=body.max_age_s, on_stale=body.on_stale)
     platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
-    reply = {"request_id": request_id, "items": list(map(predictions_item, predictions))}
-    return Response(orjson.dumps(reply), media_type="application/json")
+    with platform.predictor.stages.timed("encode"):
+        reply = {"request_id": request_id, "items": list(map(predictions_item, predictions))}
+        return Response(orjson.dumps(reply), media_type="application/json")
 
 
 @router.get("", summary="List targets by risk", responses=problems(422, 503))

@@ -65,6 +65,7 @@ def serve(
     """Serve the crawl API, features and predictions."""
     import uvicorn
 
+    from serving.logs import configuration
     from urlhealth.settings import load_settings, require_loopback
 
     settings = load_settings()
@@ -81,6 +82,7 @@ def serve(
         port=port,
         workers=workers,
         access_log=False,
+        log_config=configuration(as_json=settings.log_json),
         timeout_graceful_shutdown=5,  # Whoever follows a task's events does not hold up the end.
     )
 

@@ -105,6 +105,12 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
     )
+    max_requests: int = Field(
+        128, description="Requests that change or compute something at once in one process; more get 429.", ge=1
+    )
+    log_json: bool = Field(
+        False, description="Whether the server's log is JSON lines, one for each request too, with the request's id."
+    )
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),

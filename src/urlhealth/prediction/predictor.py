@@ -14,6 +14,7 @@ from urlhealth.features import vector
 from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, URL_STATE, VECTOR, describe
 from urlhealth.features.columns import States, names
 from urlhealth.prediction.champion import Champion, ChampionWatch
+from urlhealth.prediction.stages import Stages
 from urlhealth.probing.urls import parse_targets
 from urlhealth.vocabulary import (
     HORIZONS,
@@ -81,6 +82,8 @@ class Predictor:
         self._known_for_s = known_for_s
         #: Requests take turns. Together they would take as long, and each would wait for the last.
         self._turn = threading.Lock()
+        #: How long the stages of requests took.
+        self.stages = Stages()
 
     def features(self, urls: Sequence[str]) -> list[FeatureVector]:
         """The feature vector of each URL, now.
@@ -88,7 +91,7 @@ class Predictor:
         Raises:
             InvalidUrls: naming the positions.
         """
-        known = self._known(self._stored(parse_targets(urls)))
+        known = self._known(self._stored(parse_targets(urls)), self.stages)
         feature_names = names(VECTOR)
         return [
             FeatureVector(
@@ -118,9 +121,10 @@ class Predictor:
         if unknown:
             raise InvalidRequest(f"unknown horizon {unknown[0]!r}: choose among {', '.join(HORIZONS)}")
         model = model or self.champion()
-        parsed = parse_targets(urls)
+        with self.stages.timed("parse"):
+            parsed = parse_targets(urls)
         with self._turn:
-            return self._predict(urls, self._stored(parsed), horizons, model, explain=explain)
+            return self._predict(urls, self._stored(parsed), horizons, model, explain=explain, stages=self.stages)
 
     def predict_targets(
         self, targets: Sequence[Target], *, horizons: Sequence[str], model: Champion, explain: bool = False
@@ -140,11 +144,14 @@ class Predictor:
         model: Champion,
         *,
         explain: bool,
+        stages: Stages | None = None,
     ) -> list[Prediction]:
         if not targets:
             return []
-        known = self._known(targets)
-        probabilities = model.forecaster.predict_proba(known.vectors)
+        stages = stages or Stages()  # of what is no request, nobody asks
+        known = self._known(targets, stages)
+        with stages.timed("model"):
+            probabilities = model.forecaster.predict_proba(known.vectors)
         by_horizon = []
         for horizon in horizons:
             onset, at_end = (PROBABILITIES.index(f"{kind}_{horizon}") for kind in ("onset", "failing"))
@@ -197,15 +204,17 @@ class Predictor:
         stored = self._crawl.find_targets([target.key for target in targets])
         return [stored.get(target.key, target) for target in targets]
 
-    def _known(self, targets: Sequence[Target]) -> _Known:
+    def _known(self, targets: Sequence[Target], stages: Stages) -> _Known:
         now_ms = self._clock()
-        urls = self._features.read(URL_STATE, [t.key for t in targets])
-        states: Mapping[str, States] = {
-            URL_STATE.name: urls.states,
-            HOST_STATE.name: self._features.read(HOST_STATE, [t.host for t in targets]).states,
-            GROUP_STATE.name: self._features.read(GROUP_STATE, [t.group for t in targets]).states,
-        }
-        vectors = vector.at(states, np.full(len(targets), now_ms, dtype=np.int64), known_for_s=self._known_for_s)
+        with stages.timed("state"):
+            urls = self._features.read(URL_STATE, [t.key for t in targets])
+            states: Mapping[str, States] = {
+                URL_STATE.name: urls.states,
+                HOST_STATE.name: self._features.read(HOST_STATE, [t.host for t in targets]).states,
+                GROUP_STATE.name: self._features.read(GROUP_STATE, [t.group for t in targets]).states,
+            }
+        with stages.timed("vector"):
+            vectors = vector.at(states, np.full(len(targets), now_ms, dtype=np.int64), known_for_s=self._known_for_s)
         age_s = (now_ms - urls.states["known_ms"]) / 1000
         freshness = [
             Freshness.MISSING if ts_ms == 0 else Freshness.STALE if age > self._known_for_s else Freshness.FRESH
