@@ -16,7 +16,7 @@ def judged(predictions: Sequence[Prediction], *, max_age_s: float | None, on_sta
     Raises:
         TooOld: `on_stale` is `error` and some are not fresh; names the positions of their URLs.
     """
-    aged = [replace(p, status=Freshness.STALE) if _is_older(p, max_age_s) else p for p in predictions]
+    aged = _aged(predictions, max_age_s)
     if on_stale == "null":
         return [p if p.status is Freshness.FRESH else _without_probability(p) for p in aged]
     if on_stale == "error":
@@ -25,6 +25,16 @@ def judged(predictions: Sequence[Prediction], *, max_age_s: float | None, on_sta
         if problems:
             raise TooOld(problems)
     return aged
+
+
+def not_fresh(predictions: Sequence[Prediction], *, max_age_s: float | None) -> list[str]:
+    """The URLs, each once, of which too little is known, or what is known is older than `max_age_s`."""
+    aged = _aged(predictions, max_age_s)
+    return list(dict.fromkeys(p.sent_url for p in aged if p.status is not Freshness.FRESH))
+
+
+def _aged(predictions: Sequence[Prediction], max_age_s: float | None) -> list[Prediction]:
+    return [replace(p, status=Freshness.STALE) if _is_older(p, max_age_s) else p for p in predictions]
 
 
 def _is_older(prediction: Prediction, max_age_s: float | None) -> bool:

@@ -1,12 +1,13 @@
 """Forecasts by URL, and of everything by risk."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 import orjson
 from fastapi import APIRouter, Query, Response
 
 from serving.dependencies import Cursor, Limit, PlatformDep, RequestId
-from serving.freshness import judged
+from serving.freshness import judged, not_fresh
 from serving.openapi import problems
 from serving.schemas import CurrentItem, Listing, Predictions, PredictionsRequest
 from serving.schemas.common import Horizon
@@ -28,7 +29,11 @@ def predict(
 ) -> Response:
     """How likely each URL is to fail within each horizon. A URL never seen has status `missing`, and no probability."""
     scorer = None if model is None else platform.versions.named(model)
-    predictions = platform.predictor.predict(body.urls, horizons=body.horizons, explain=body.explain, model=scorer)
+    ask = partial(platform.predictor.predict, body.urls, horizons=body.horizons, explain=body.explain, model=scorer)
+    predictions = ask()
+    if body.probe == "if_stale" and (urls := not_fresh(predictions, max_age_s=body.max_age_s)):
+        platform.probe_now(urls, wait_s=body.probe_wait_s, owner=LOCAL_OWNER)
+        predictions = ask()
     predictions = judged(predictions, max_age_s=body.max_age_s, on_stale=body.on_stale)
     platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
     with platform.predictor.stages.timed("encode"):

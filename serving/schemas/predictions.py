@@ -1,6 +1,6 @@
 """Features and predictions by URL."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -70,6 +70,11 @@ class PredictionsRequest(RequestBody):
     on_stale: OnStale = Field(
         "value", description="Where it is not `fresh`: answer all the same, without probabilities, or not at all (409)."
     )
+
+    probe: Literal["never", "if_stale"] = Field(
+        "never", description="`if_stale`: URLs that are not `fresh` are probed first, and waited for."
+    )
+    probe_wait_s: float = Field(5.0, gt=0, le=30, description="How long to wait for them at most.")
 
     @field_validator("horizons")
     @classmethod

@@ -30,7 +30,16 @@ from urlhealth.probing.guard import AddressGuard
 from urlhealth.probing.process import ProbeProcess
 from urlhealth.probing.transfer import TrustedCertificates
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import LOCAL_OWNER, MODEL_NAME, Clock, Dispatcher, Prediction, Served, system_clock
+from urlhealth.vocabulary import (
+    LOCAL_OWNER,
+    MODEL_NAME,
+    Clock,
+    Dispatcher,
+    Prediction,
+    Served,
+    TaskStatus,
+    system_clock,
+)
 
 if TYPE_CHECKING:
     from urlhealth.crawl.carried import CarriedStore
@@ -61,6 +70,10 @@ _PROBES_FIRST_PAUSE: Final = 3.0
 #: Time between two looks for what is older than it is kept for.
 _RETENTION_S = 600.0
 _DAY_MS = 86_400_000
+#: Time between two looks whether what is waited for was probed, and requests that may wait for that at once: each keeps
+#: a thread.
+_PROBED_POLL_S: Final = 0.05
+_MAX_WAITS: Final = 16
 #: Time between two looks at how good what was served has been, and how far back they go.
 _QUALITY_S: Final = 300.0
 _QUALITY_DAYS: Final = 7
@@ -103,6 +116,7 @@ class Platform:
         self._threads: list[threading.Thread] = []
         self._crawler: Crawler | None = None
         self._database: sa.Engine | None = None
+        self._waits = threading.BoundedSemaphore(_MAX_WAITS)
         #: How good the last days' predictions were, in the process that holds the lease; None where nobody looked yet.
         self.live_quality: LiveQuality | None = None
 
@@ -227,6 +241,28 @@ class Platform:
 
         assert self._database is not None
         return Rollups(self._database, known_for_s=self.settings.known_for_s)
+
+    def probe_now(self, urls: Sequence[str], *, wait_s: float, owner: str) -> None:
+        """Probe URLs, whoever does the crawl, and return when the features know, or after `wait_s`.
+
+        Where many wait already, nothing is probed.
+
+        Raises:
+            InvalidUrls: naming the positions.
+        """
+        if not self._waits.acquire(blocking=False):
+            return
+        try:
+            deadline_s = time.monotonic() + wait_s
+            task_id = self.crawl.create_task(urls, owner=owner).task_id
+            last: int | None = None
+            while time.monotonic() < deadline_s and not self._stop.wait(_PROBED_POLL_S):
+                if last is None and self.crawl.task(task_id, owner=owner).status is TaskStatus.DONE:
+                    last = self.crawl.last_probe_id()
+                if last is not None and (self.carried.position() >= last or not self.pipeline_lag()):
+                    return
+        finally:
+            self._waits.release()
 
     @cached_property
     def served(self) -> "ServedLog":
