@@ -5,14 +5,14 @@ Imported only by training, for it imports pandas.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from models.labels import HOUR_MS, Timelines
+from models.labels import HOUR_MS, Timelines, Windows
 from models.replay import INSTANTS, point_in_time
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import NotEnoughHistory
@@ -53,6 +53,7 @@ class History:
     target: Ints
     ts_ms: Ints
     health: npt.NDArray[np.int8]
+    maintenance: Windows = field(default_factory=dict)
 
     @classmethod
     def of(cls, verdicts: Verdicts) -> "History":
@@ -77,6 +78,8 @@ class History:
 
 def read_history(crawl: CrawlStore) -> History:
     """All stored verdicts that feed features. A target's host and group are those of its newest verdict.
+
+    Maintenance is what the monitors have now: of windows that were changed or deleted nothing is kept.
 
     Raises:
         NotEnoughHistory: there is none.
@@ -107,6 +110,11 @@ def read_history(crawl: CrawlStore) -> History:
         target=target,
         ts_ms=ts_ms,
         health=health,
+        maintenance={
+            number[monitor.target.key]: monitor.maintenance
+            for monitor in crawl.iter_monitors()
+            if monitor.maintenance and monitor.target.key in number
+        },
     )
 
 
@@ -220,7 +228,12 @@ def labelled(history: History, target: Ints, t_ms: Ints, vectors: Vectors, *, kn
         known_for_s: how long a state is known after the verdict that showed it.
     """
     lines = Timelines.of(
-        history.target, history.ts_ms, history.health, targets=len(history.url), known_for_s=known_for_s
+        history.target,
+        history.ts_ms,
+        history.health,
+        targets=len(history.url),
+        known_for_s=known_for_s,
+        maintenance=history.maintenance,
     )
     failing = lines.failing(target, t_ms)
     known = ~np.isnan(failing)

@@ -7,20 +7,28 @@ A target's state is piecewise constant. A verdict shows it, and it is then known
   must be known all through to t+H. Of a target that is failing at t it is 1.
 - `failing_H`: whether it is failing at t+H, where that is known.
 
+Time under planned maintenance is no failure, and no evidence of the contrary: verdicts given in it do not count, at an
+instant in it nothing is known, and `onset_H` passes it over as it passes over the time between two verdicts.
+
 Where the state at t itself is unknown, so are all labels. Nothing is known after `until_ms`, the end of the records:
 after the newest instants, the future has not happened yet, recently though the state was seen.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from urlhealth.vocabulary import HORIZONS_H
+from urlhealth.vocabulary import HORIZONS_H, Maintenance
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+#: Windows of planned maintenance by a target's number.
+Windows = Mapping[int, Sequence[Maintenance]]
+NO_WINDOWS: Final[Windows] = MappingProxyType({})
 
 HOUR_MS = 3_600_000
 _NEVER = np.iinfo(np.int64).max
@@ -30,7 +38,7 @@ _NEVER = np.iinfo(np.int64).max
 class Timelines:
     """The known verdicts of many targets by target and time, ready to be asked for states and labels.
 
-    Targets are numbers 0, 1, ... here. Each field but the last three is an array of shape (m,).
+    Targets are numbers 0, 1, ... here. The fields up to `next_down_ms` are arrays of shape (m,).
     """
 
     #: Position of each verdict on one axis on which the targets' lives lie one after the other, ascending.
@@ -49,6 +57,7 @@ class Timelines:
     span_ms: int
     known_for_ms: int
     until_ms: int
+    maintenance: Windows
 
     @classmethod
     def of(
@@ -60,6 +69,7 @@ class Timelines:
         targets: int,
         known_for_s: float,
         until_ms: int | None = None,
+        maintenance: Windows = NO_WINDOWS,
     ) -> "Timelines":
         """Timelines of verdicts in any order; of several of a target at one time, the first counts, as for features.
 
@@ -67,13 +77,14 @@ class Timelines:
             target: shape (m,), numbers below `targets`.
             ts_ms, health: shape (m,), as in `Verdicts`.
             until_ms: end of the records; by default the newest verdict of any target.
+            maintenance: what was planned for whom.
         """
         if until_ms is None:
             until_ms = int(ts_ms.max()) if len(ts_ms) else 0
         order = np.lexsort((ts_ms, target))
         target, ts_ms, health = target[order], ts_ms[order], health[order]
         repeated = np.append(False, (np.diff(target) == 0) & (np.diff(ts_ms) == 0))[: len(target)]
-        keep = (health >= 0) & (ts_ms <= until_ms) & ~repeated
+        keep = (health >= 0) & (ts_ms <= until_ms) & ~repeated & ~planned(maintenance, target, ts_ms)
         target, ts_ms, down = target[keep], ts_ms[keep], health[keep] == 0
 
         known_for_ms = round(known_for_s * 1000)
@@ -95,6 +106,7 @@ class Timelines:
             span_ms=span_ms,
             known_for_ms=known_for_ms,
             until_ms=until_ms,
+            maintenance=maintenance,
         )
 
     def failing(self, target: Ints, t_ms: Ints) -> Floats:
@@ -121,11 +133,30 @@ class Timelines:
         at = np.clip(t_ms - self.origin_ms, -1, self.span_ms - 1)
         last = np.searchsorted(self.position, target * self.span_ms + at, side="right") - 1
         seen = last >= self.first[target]
-        return last, seen & (t_ms - self._at(self.ts_ms, last) <= self.known_for_ms) & (t_ms <= self.until_ms)
+        known = seen & (t_ms - self._at(self.ts_ms, last) <= self.known_for_ms) & (t_ms <= self.until_ms)
+        return last, known & ~planned(self.maintenance, target, t_ms)
 
     @staticmethod
     def _at(values: npt.NDArray[Any], index: Ints) -> npt.NDArray[Any]:
         return values[index] if len(values) else np.zeros(len(index), values.dtype)
+
+
+def planned(maintenance: Windows, target: Ints, ts_ms: Ints) -> npt.NDArray[np.bool_]:
+    """Whether each instant of a target lies in a window of its planned maintenance, shape (n,)."""
+    under = np.zeros(len(ts_ms), dtype=bool)
+    if not maintenance:
+        return under
+    order = np.argsort(target, kind="stable")
+    numbers = np.array([*maintenance])
+    begin, end = (np.searchsorted(target[order], numbers, side=side) for side in ("left", "right"))
+    for windows, first, last in zip(maintenance.values(), begin, end, strict=True):
+        rows = order[first:last]
+        for window in windows:
+            since_ms = ts_ms[rows] - window.start_ms
+            if window.every_ms is not None:
+                since_ms = np.where(since_ms >= 0, since_ms % window.every_ms, since_ms)
+            under[rows] |= (since_ms >= 0) & (since_ms < window.end_ms - window.start_ms)
+    return under
 
 
 def _next(marks: npt.NDArray[np.bool_], values: Ints) -> Ints:

@@ -16,6 +16,7 @@ from models import dataset, registry
 from models.runs import log_run
 from models.training import TrainingReport, compare, split, train
 from urlhealth.cli import app
+from urlhealth.crawl.monitors import ALL
 from urlhealth.errors import InvalidRequest, NotEnoughHistory, NotFound, StoreUnavailable
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
@@ -26,6 +27,7 @@ from urlhealth.settings import Settings, quiet_third_parties
 from urlhealth.vocabulary import (
     LOCAL_OWNER,
     PROBABILITIES,
+    Maintenance,
     Outcome,
     ProbeResult,
     ProbeSource,
@@ -198,6 +200,30 @@ def rows_of(platform: Platform) -> dataset.Dataset:
     known_for_s = platform.settings.known_for_s
     rng = np.random.default_rng(1)
     return dataset.build(platform.features.feast(), history, known_for_s=known_for_s, max_rows=1_000, rng=rng)
+
+
+def test_failures_in_a_window_of_a_monitor_are_no_labels(tmp_path: Path) -> None:
+    url = "https://one.example/"
+    probes = past(url, days=4, seed=1, up_h=6)
+    down_ms = next(result.ts_ms for _, result in probes if result.outcome != Outcome.OK)
+    window = Maintenance(start_ms=down_ms - HOUR_MS, end_ms=down_ms + HOUR_MS)
+    with platform_with(tmp_path, probes) as platform:
+        rows = np.zeros(1, np.int64), np.array([down_ms - 2 * HOUR_MS])
+        labels = []
+        for windows in ((), (window,)):
+            platform.crawl.create_monitor(url, interval_s=600, maintenance=windows)
+            history = dataset.read_history(platform.crawl)
+            made = dataset.labelled(
+                history, *rows, lambda entities, _: np.zeros((len(entities), 1), np.float32), known_for_s=172_800
+            )
+            labels.append(made.Y[0, PROBABILITIES.index("onset_6h")])
+            platform.crawl.delete_monitors(ALL)
+    assert labels[0] == 1
+    assert history.maintenance == {0: (window,)}
+    after = [
+        result.outcome == Outcome.OK for _, result in probes if window.end_ms <= result.ts_ms <= down_ms + 4 * HOUR_MS
+    ]
+    assert labels[1] == (0 if all(after) else 1)
 
 
 def test_vectors_from_feast_are_of_the_instants_that_labels_are_of(trained: Trained) -> None:

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 
-from models.labels import HOUR_MS, Timelines
-from urlhealth.vocabulary import HORIZONS_H, PROBABILITIES
+from models.labels import HOUR_MS, NO_WINDOWS, Timelines, Windows, planned
+from urlhealth.vocabulary import HORIZONS_H, PROBABILITIES, Maintenance
 
 START_MS = 1_700_000_000_000
 HEALTH = {"+": 1, "-": 0, "?": -1}
 UNKNOWN = dict.fromkeys(PROBABILITIES)
 
 
-def timelines(*histories: list[tuple[float, str]], until_h: float | None = 1_000) -> Timelines:
+def timelines(
+    *histories: list[tuple[float, str]], until_h: float | None = 1_000, maintenance: Windows = NO_WINDOWS
+) -> Timelines:
     rows = [(target, hour, sign) for target, history in enumerate(histories) for hour, sign in history]
     return Timelines.of(
         np.array([row[0] for row in rows], dtype=np.int64),
@@ -20,7 +22,13 @@ def timelines(*histories: list[tuple[float, str]], until_h: float | None = 1_000
         targets=len(histories),
         known_for_s=48 * 3600,
         until_ms=None if until_h is None else START_MS + round(until_h * HOUR_MS),
+        maintenance=maintenance,
     )
+
+
+def window(start_h: float, end_h: float, every_h: float | None = None) -> Maintenance:
+    start_ms, end_ms = (START_MS + round(hour * HOUR_MS) for hour in (start_h, end_h))
+    return Maintenance(start_ms=start_ms, end_ms=end_ms, every_ms=None if every_h is None else round(every_h * HOUR_MS))
 
 
 def label(lines: Timelines, hour: float, target: int = 0) -> dict[str, float | None]:
@@ -141,3 +149,37 @@ def test_history_outside_the_window_does_not_alter_labels() -> None:
             if not np.isnan(now):
                 only_now = [(t, "-" if now else "+"), *held]
                 assert label(timelines(only_now), t)[f"onset_{horizon_h}h"] == label(whole, t)[f"onset_{horizon_h}h"]
+
+
+PLANNED = [(0, "+"), (5, "-"), (5.5, "-"), (7, "+"), (40, "+")]
+
+
+def test_failures_under_planned_maintenance_are_none() -> None:
+    lines = timelines(PLANNED, PLANNED, maintenance={0: [window(4.5, 6.5)]})
+    assert set(label(lines, 1).values()) == {0.0}
+    assert label(lines, 1, target=1)["onset_6h"] == 1
+    # Under maintenance at the end, or at the instant, nothing is known.
+    assert (label(lines, 4)["failing_1h"], label(lines, 4)["onset_1h"]) == (None, 0)
+    assert label(lines, 5.2) == UNKNOWN
+    assert label(lines, 4.5) == UNKNOWN
+    assert set(label(lines, 6.5).values()) == {0.0}
+    assert label(timelines(PLANNED, maintenance={0: [window(4.5, 5.2)]}), 4)["onset_6h"] == 1
+
+
+def test_a_daily_window_hides_each_day_of_it_and_leaves_the_other_labels() -> None:
+    history = [(float(hour), "-" if hour % 24 == 3 else "+") for hour in range(200)]
+    lines = timelines(history, maintenance={0: [window(3, 4, every_h=24)]})
+    assert set(label(lines, 100).values()) == {0.0}
+    assert label(lines, 98)["failing_1h"] is None
+    assert label(timelines(history), 98)["failing_1h"] == 1
+
+
+def test_windows_cover_the_instants_that_they_say_they_cover() -> None:
+    rng = np.random.default_rng(0)
+    target, ts_ms = rng.integers(0, 4, 500), START_MS + rng.integers(-50, 300, 500) * HOUR_MS // 2
+    windows = {2: [window(3, 4), window(10, 12, every_h=24)], 0: [window(0, 1, every_h=5)]}
+    expected = [
+        any(each.covers(int(at)) for each in windows.get(int(who), [])) for who, at in zip(target, ts_ms, strict=True)
+    ]
+    np.testing.assert_array_equal(planned(windows, target, ts_ms), expected)
+    assert 0 < np.sum(expected) < 500
