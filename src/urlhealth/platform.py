@@ -393,7 +393,11 @@ class Platform:
             self._check("database", self._describe_database, "see URLHEALTH_DATABASE_URL and URLHEALTH_HOME"),
             *self._engine_check(),
             self._check("pipeline", self._describe_pipeline, "run `urlhealth serve`, or `urlhealth features build`"),
-            self._check("features", self._describe_features, "see FEAST_FS_YAML_FILE_PATH and URLHEALTH_HOME"),
+            self._check(
+                "features",
+                self._describe_features,
+                "see FEAST_FS_YAML_FILE_PATH, URLHEALTH_ONLINE_STORE and URLHEALTH_HOME",
+            ),
             self._model_check(),
         ]
 
@@ -429,7 +433,7 @@ class Platform:
 
         self.features.check()
         self.features.read(URL_STATE, ["https://urlhealth.invalid/"])
-        return f"{self.settings.feast_yaml}, stores in {self.settings.feast_home}"
+        return f"{self.settings.feast_yaml}: {self.features.places}"
 
     def _model_check(self) -> Check:
         champion, problem = self.champion.current, self.champion.problem

@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", description="SQLAlchemy URL of tasks, probes and monitors. Empty: SQLite in the home folder."
     )
+    online_store: str = Field(
+        "",
+        description="Redis server of the newest features, like `redis://HOST:PORT/DB?prefix=NAME`. "
+        "Empty: SQLite in the home folder.",
+    )
     host: str = Field("127.0.0.1", description="Address that the server listens on; loopback only.")
     port: int = Field(8000, description="Port that the server listens on.", ge=0, le=65535)
     allow_addresses: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(

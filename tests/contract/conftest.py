@@ -1,10 +1,11 @@
-"""The backends that every contract test of the crawl's database runs on."""
+"""The backends that the contract tests of the crawl's database and of the online store run on."""
 
 import importlib.util
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import sqlalchemy as sa
@@ -13,13 +14,14 @@ from urlhealth.crawl.database import open_database
 from urlhealth.crawl.lease import Lease
 
 POSTGRES = os.environ.get("URLHEALTH_TEST_POSTGRES", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+REDIS = os.environ.get("URLHEALTH_TEST_REDIS", "redis://127.0.0.1:6379/0")
 
 
 @pytest.fixture(scope="session")
 def postgres_database() -> Iterator[sa.URL]:
     """A database of this session's own on the PostgreSQL server, dropped at the end."""
     if importlib.util.find_spec("psycopg") is None:
-        _absent("psycopg is not installed")
+        _absent("PostgreSQL", "psycopg is not installed")
     url = sa.make_url(POSTGRES)
     server = sa.create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
     name = f"urlhealth_test_{uuid.uuid4().hex[:12]}"
@@ -27,7 +29,7 @@ def postgres_database() -> Iterator[sa.URL]:
         with server.connect() as connection:
             connection.execute(sa.text(f"CREATE DATABASE {name}"))
     except sa.exc.OperationalError as error:
-        _absent(f"no PostgreSQL server answers: {str(error.orig).splitlines()[0]}")
+        _absent("PostgreSQL", f"no server answers: {str(error.orig).splitlines()[0]}")
     yield url.set(database=name)
     with server.connect() as connection:
         connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
@@ -81,8 +83,36 @@ def lease(engine: sa.Engine, clock: HandClock) -> Lease:
     return lease
 
 
-def _absent(reason: str) -> None:
-    """PostgreSQL cannot be used: a failure where the environment demands it, otherwise a skip."""
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """The URL of a Redis server; what this session's tests have put there is deleted at the end."""
+    if importlib.util.find_spec("redis") is None:
+        _absent("Redis", "redis is not installed")
+    from redis import Redis, RedisError
+
+    client = Redis.from_url(REDIS, socket_connect_timeout=2)
+    try:
+        client.ping()
+    except RedisError as error:
+        _absent("Redis", f"no server answers: {error}")
+    session = f"urlhealth-test-{uuid.uuid4().hex[:12]}"
+    yield f"{REDIS}?prefix={session}"
+    for key in client.scan_iter(f"{{{session}*", count=1000):
+        client.unlink(key)
+    client.close()
+
+
+@pytest.fixture(params=["file", "redis"], scope="module")
+def online_store(request: pytest.FixtureRequest) -> str:
+    """The setting of an online store that no other test module uses: none for the file, a URL for Redis."""
+    if request.param == "file":
+        return ""
+    server: str = request.getfixturevalue("redis_server")
+    return f"{server}-{uuid.uuid4().hex[:8]}"
+
+
+def _absent(service: str, reason: str) -> NoReturn:
+    """A server cannot be used: a failure where the environment demands it, otherwise a skip."""
     if os.environ.get("URLHEALTH_REQUIRE_SERVICES") == "1":
-        pytest.fail(f"URLHEALTH_REQUIRE_SERVICES=1, but {reason}")
-    pytest.skip(f"PostgreSQL: {reason}")
+        pytest.fail(f"URLHEALTH_REQUIRE_SERVICES=1, but {service}: {reason}")
+    pytest.skip(f"{service}: {reason}")

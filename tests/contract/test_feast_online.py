@@ -1,6 +1,7 @@
 """The online store and the batch engine against Feast's own SQLite store and engine, on views of every type."""
 
 import math
+import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def frame(n: int, seed: int = 0) -> pd.DataFrame:
 
 
 def make(home: Path, online: dict[str, str], engine: Any) -> FeatureStore:
+    where = {} if "redis" in online else {"path": str(home / "online.db")}
     config = RepoConfig(
         project="contract",
         provider="local",
@@ -100,7 +102,7 @@ def make(home: Path, online: dict[str, str], engine: Any) -> FeatureStore:
             "type": "urlhealth.feast_stores.offline.UrlHealthOfflineStore",
             "path": str(home.parent / "offline"),
         },
-        online_store={**online, "path": str(home / "online.db")},
+        online_store={**online, **where},
         batch_engine=engine,
     )
     config.repo_path = home
@@ -110,11 +112,12 @@ def make(home: Path, online: dict[str, str], engine: Any) -> FeatureStore:
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> tuple[FeatureStore, FeatureStore]:
+def stores(tmp_path: Path, online_store: str) -> tuple[FeatureStore, FeatureStore]:
     """Ours, and Feast's SQLite store with Feast's engine, over the same offline datasets."""
     for name in ("ours", "stock"):
         (tmp_path / name).mkdir()
-    return make(tmp_path / "ours", OURS, ENGINE), make(tmp_path / "stock", {"type": "sqlite"}, "local")
+    online = {**OURS, "redis": f"{online_store}-{uuid.uuid4().hex}"} if online_store else OURS
+    return make(tmp_path / "ours", online, ENGINE), make(tmp_path / "stock", {"type": "sqlite"}, "local")
 
 
 def write_offline(store: FeatureStore, view: FeatureView, rows: pd.DataFrame, segment: str = "a") -> None:

@@ -13,6 +13,7 @@ from urlhealth.errors import ConfigurationError, StoreUnavailable
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.online import layout_of
 from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.rows import PackedRows
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features.catalog import HOST_STATE, STATE_VIEWS, URL_STATE
 from urlhealth.features.columns import StateRows, States, StateView
@@ -45,15 +46,28 @@ def write(stores: FeatureStores, written: StateRows, segment: str, created_ms: i
         publish()
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def empty(stores: FeatureStores) -> None:
+    """Delete the online store: the file itself, where it is one."""
+    if isinstance(stores._online, PackedRows):
+        stores._online.path.unlink()
+    else:
+        stores._online.drop(stores._online.tables())
 
 
 @pytest.fixture(scope="module")
-def applied(home: Path) -> FeatureStores:
+def settings(tmp_path_factory: pytest.TempPathFactory, online_store: str) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("home"), online_store=online_store)
+
+
+@pytest.fixture(scope="module")
+def home(settings: Settings) -> Path:
+    return settings.home
+
+
+@pytest.fixture(scope="module")
+def applied(settings: Settings) -> FeatureStores:
     """Stores whose registry is filled, which costs seconds."""
-    stores = FeatureStores(Settings(home=home))
+    stores = FeatureStores(settings)
     assert stores.apply()
     return stores
 
@@ -134,13 +148,13 @@ def test_a_late_row_is_kept_offline_and_not_served(stores: FeatureStores) -> Non
     assert HOST_STATE.from_arrow(table.to_arrow())[0].tobytes() == late.states[0].tobytes()
 
 
-def test_materialize_gives_back_a_deleted_online_store(stores: FeatureStores, home: Path) -> None:
+def test_materialize_gives_back_a_deleted_online_store(stores: FeatureStores) -> None:
     for view in STATE_VIEWS:
         batch = rows(view, [f"k{i % 9}" for i in range(30)], [T0_MS + i for i in range(30)])
         write(stores, batch, "1")
     asked = [f"k{i}" for i in range(10)]
     before = [stores.read(view, asked) for view in STATE_VIEWS]
-    (home / "feast" / "online.db").unlink()
+    empty(stores)
     assert not stores.read(URL_STATE, asked).ts_ms.any()
     stores.feast().materialize(pd.Timestamp(0, tz="UTC").to_pydatetime(), pd.Timestamp.now(tz="UTC").to_pydatetime())
     for view, was in zip(STATE_VIEWS, before, strict=True):
@@ -155,9 +169,9 @@ def test_nothing_written_and_nothing_asked(stores: FeatureStores) -> None:
     assert stores.read(URL_STATE, ["x"]).ts_ms.tolist() == [0]
 
 
-def test_apply_costs_nothing_when_nothing_changed(applied: FeatureStores, home: Path) -> None:
+def test_apply_costs_nothing_when_nothing_changed(applied: FeatureStores, settings: Settings, home: Path) -> None:
     assert not applied.apply()
-    again = FeatureStores(Settings(home=home))
+    again = FeatureStores(settings)
     assert not again.apply()
     (home / "feast" / "registry.db").unlink()
     assert again.apply_apart()
@@ -179,15 +193,17 @@ from pathlib import Path
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features.catalog import URL_STATE
 from urlhealth.settings import Settings
-assert FeatureStores(Settings(home=Path(sys.argv[1]))).read(URL_STATE, ["k"]).ts_ms.tolist() == [int(sys.argv[2])]
+settings = Settings(home=Path(sys.argv[1]), online_store=sys.argv[3])
+assert FeatureStores(settings).read(URL_STATE, ["k"]).ts_ms.tolist() == [int(sys.argv[2])]
 heavy = {"feast", "pandas", "polars", "pyarrow"} & set(sys.modules)
 assert not heavy, heavy
 """
 
 
-def test_reading_imports_neither_feast_nor_pandas(stores: FeatureStores, home: Path) -> None:
+def test_reading_imports_neither_feast_nor_pandas(stores: FeatureStores, settings: Settings) -> None:
     write(stores, rows(URL_STATE, ["k"], [T0_MS]), "1")
-    subprocess.run((sys.executable, "-c", READ, str(home), str(T0_MS)), check=True, timeout=60)
+    command = (sys.executable, "-c", READ, str(settings.home), str(T0_MS), settings.online_store)
+    subprocess.run(command, check=True, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +238,28 @@ def test_paths_of_the_yaml_and_variables_are_followed(tmp_path: Path, monkeypatc
     assert (tmp_path / "elsewhere" / "rows.db").exists()
     assert segments.files(tmp_path / "home" / "feast" / "offline" / "url_state")
     assert stores.read(URL_STATE, ["x"]).ts_ms.tolist() == [T0_MS]
+
+
+def test_a_redis_server_of_the_settings_or_of_the_yaml(tmp_path: Path) -> None:
+    """The YAML counts where it says something; passwords stay out of messages, and no server is one line."""
+    settings = Settings(home=tmp_path, online_store="redis://me:secret@127.0.0.1:1/3?prefix=p")
+    stores = FeatureStores(settings)
+    assert stores.places.endswith("online redis://127.0.0.1:1/3?prefix=p")
+    with pytest.raises(
+        StoreUnavailable, match=r"^online store redis://127\.0\.0\.1:1/3\?prefix=p cannot be read: .*refused"
+    ):
+        stores.check()
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "project: own\nregistry: r.db\nonline_store:\n  type: urlhealth.feast_stores.online.PackedOnlineStore\n"
+        "  path: rows.db\noffline_store: urlhealth.feast_stores.offline.UrlHealthOfflineStore\n"
+    )
+    assert FeatureStores(Settings(feast_yaml=path, **settings.model_dump(exclude={"feast_yaml"}))).places.endswith(
+        "rows.db"
+    )
+    for wrong in ("http://127.0.0.1/", "redis://127.0.0.1:port/0"):
+        with pytest.raises(ConfigurationError, match="write redis://HOST:PORT/DB"):
+            FeatureStores(Settings(home=tmp_path, online_store=wrong)).check()
 
 
 def test_the_registry_is_replaced_whole(applied: FeatureStores, home: Path) -> None:
@@ -280,6 +318,6 @@ def test_after_an_end_in_the_future_incremental_runs_still_find_what_came(stores
     later = int(now.timestamp() * 1000)
     write(stores, rows(HOST_STATE, ["h"], [later], seed=1), "2")
     for end in (now + timedelta(days=2), now + timedelta(seconds=1)):
-        stores._online.path.unlink()
+        empty(stores)
         feast.materialize_incremental(end)
         assert stores.read(HOST_STATE, ["h"]).ts_ms.tolist() == [later]

@@ -1,6 +1,7 @@
 """The pipeline over every backend: what a writer that was replaced, a crash and a rebuild leave in the stores."""
 
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,12 +52,15 @@ def probes(engine: sa.Engine, clock: HandClock) -> CrawlStore:
 
 
 @pytest.fixture
-def process(engine: sa.Engine, clock: HandClock, probes: CrawlStore, tmp_path: Path) -> Callable[[str], Process]:
+def process(
+    engine: sa.Engine, clock: HandClock, probes: CrawlStore, tmp_path: Path, online_store: str
+) -> Callable[[str], Process]:
     """Makes processes of one platform, which has run before."""
+    settings = Settings(home=tmp_path, online_store=online_store and f"{online_store}-{uuid.uuid4().hex}")
 
     def make(name: str) -> Process:
         lease, carried = Lease(engine, holder=name, ttl_s=10, clock=clock), CarriedStore(engine)
-        features = FeatureStores(Settings(home=tmp_path))
+        features = FeatureStores(settings)
         pipeline = Pipeline(
             probes=probes, carried=carried, features=features, lease=lease, clock=clock, known_for_s=9e5, late_s=600.0
         )

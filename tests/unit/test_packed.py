@@ -1,9 +1,6 @@
 """Packed rows: layouts, and the file that keeps them."""
 
 import math
-import subprocess
-import sys
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from hypothesis import strategies as st
 
 from urlhealth.errors import StoreUnavailable
 from urlhealth.feast_stores.packed import Layout, PackedField
-from urlhealth.feast_stores.rows import PackedRows, string_keys
+from urlhealth.feast_stores.rows import PackedRows
 from urlhealth.features.columns import Column, StateView
 
 VIEW = StateView(
@@ -147,34 +144,6 @@ def stored(rows: PackedRows, key: bytes = b"k") -> tuple[int, int] | None:
     return None if found is None else (found[0], int(LAYOUT.heads([found[1]])["state"]["d"][0]))
 
 
-def test_late_rows_do_not_overwrite_newer_ones(tmp_path: Path) -> None:
-    rows = PackedRows(tmp_path / "online.db")
-    assert stored(rows) is None
-    rows.write("t", LAYOUT, [row(1, 100, 5)])
-    rows.write("t", LAYOUT, [row(2, 99, 9)])
-    assert stored(rows) == (100, 1)
-    rows.write("t", LAYOUT, [row(3, 100, 4)])
-    assert stored(rows) == (100, 1)
-    rows.write("t", LAYOUT, [row(4, 100, 5)])
-    assert stored(rows) == (100, 4)
-    rows.write("t", LAYOUT, [row(6, 102), row(5, 101)])
-    assert stored(rows) == (102, 6)
-
-
-def test_a_changed_schema_is_said_at_the_write_and_cleared_by_define(tmp_path: Path) -> None:
-    rows = PackedRows(tmp_path / "online.db")
-    rows.write("t", LAYOUT, [row(1, 100)])
-    assert not rows.define("t", LAYOUT)
-    other = Layout(view="things", fields=LAYOUT.fields[1:])
-    with pytest.raises(StoreUnavailable, match="another schema"):
-        rows.write("t", other, [])
-    assert rows.define("t", other)
-    assert rows.read("t", [b"k"]) == {}
-    rows.drop(["t", "never there"])
-    rows.write("t", LAYOUT, [row(2, 1)])
-    assert stored(rows) == (1, 2)
-
-
 @pytest.mark.parametrize("left_behind", [(), ("-wal", "-shm")])
 def test_a_reader_follows_when_the_file_is_deleted_and_made_anew(tmp_path: Path, left_behind: tuple[str, ...]) -> None:
     path = tmp_path / "online.db"
@@ -199,51 +168,3 @@ def test_a_damaged_file_is_said(tmp_path: Path) -> None:
         PackedRows(path).read("t", [b"k"])
     with pytest.raises(StoreUnavailable, match=r"cannot be written"):
         PackedRows(path).write("t", LAYOUT, [row(1, 1)])
-
-
-def test_more_keys_than_one_query_takes(tmp_path: Path) -> None:
-    rows = PackedRows(tmp_path / "online.db")
-    keys = string_keys("thing", [f"key {i}" for i in range(2500)])
-    rows.write("t", LAYOUT, [row(i, i + 1, key=key) for i, key in enumerate(keys)])
-    found = rows.read("t", [*keys, b"absent", keys[0]])
-    assert [found[key][0] for key in keys] == list(range(1, 2501))
-    assert len(found) == 2500
-
-
-WRITER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from test_packed import LAYOUT, PackedRows, row
-rows = PackedRows(Path(sys.argv[1]))
-for i in range(1, 61):
-    rows.write("t", LAYOUT, [row(i, i, key=key) for key in (b"k", b"l", b"m")])
-"""
-
-
-def test_several_processes_write_while_threads_read(tmp_path: Path) -> None:
-    """Event time equals value in each row that is ever read, and no reader sees one go back."""
-    path = tmp_path / "online.db"
-    rows = PackedRows(path)
-    command = (sys.executable, "-c", WRITER, str(path), str(Path(__file__).parent))
-    writers = [subprocess.Popen(command) for _ in range(2)]
-    torn: list[object] = []
-
-    def read() -> None:
-        newest = 0
-        while any(writer.poll() is None for writer in writers):
-            for key in (b"k", b"l", b"m"):
-                found = stored(rows, key)
-                if found is not None and (found[0] != found[1] or (key == b"k" and found[0] < newest)):
-                    torn.append(found)
-                if found is not None and key == b"k":
-                    newest = found[0]
-
-    threads = [threading.Thread(target=read) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [writer.wait(30) for writer in writers] == [0, 0]
-    assert torn == []
-    assert stored(rows) == (60, 60)

@@ -7,7 +7,7 @@ from typing import Final
 
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.packed import Layout
-from urlhealth.feast_stores.rows import PackedRows, string_keys
+from urlhealth.feast_stores.rows import OnlineRows, string_keys
 from urlhealth.features.columns import StateView
 
 #: Entities compared at once.
@@ -35,7 +35,7 @@ class Consistency:
         return not self.different and not self.unknown
 
 
-def compare(view: StateView, folder: Path, rows: PackedRows, table: str) -> Consistency:
+def compare(view: StateView, folder: Path, rows: OnlineRows, table: str) -> Consistency:
     """Compare the newest offline state of every entity with the online one, byte for byte.
 
     A writer may be at work: what differs is looked at again, and counts only if it differs again.
@@ -63,7 +63,7 @@ def compare(view: StateView, folder: Path, rows: PackedRows, table: str) -> Cons
 
 def _different(
     view: StateView,
-    rows: PackedRows,
+    rows: OnlineRows,
     table: str,
     keys: Sequence[str],
     event_us: Sequence[int],

@@ -1,4 +1,4 @@
-"""Feast online store of packed rows: one row per entity and view, in the embedded file.
+"""Feast online store of packed rows: one row per entity and view, in the embedded file or on a Redis server.
 
 Imported by Feast, from `type` in `feature_store.yaml`. A row is written whole: a feature that a write lacks becomes
 null. An older row never overwrites a newer one.
@@ -26,8 +26,8 @@ from feast.value_type import ValueType
 
 from urlhealth.feast_stores import replies
 from urlhealth.feast_stores.packed import Kind, Layout, PackedField
-from urlhealth.feast_stores.paths import ONLINE_FILE, store_path
-from urlhealth.feast_stores.rows import PackedRows, entity_keys
+from urlhealth.feast_stores.paths import online_rows
+from urlhealth.feast_stores.rows import OnlineRows, entity_keys
 
 _log = logging.getLogger(__name__)
 
@@ -63,21 +63,23 @@ class PackedOnlineStoreConfig(FeastConfigBaseModel):
     type: Literal["urlhealth.feast_stores.online.PackedOnlineStore"] = "urlhealth.feast_stores.online.PackedOnlineStore"
     #: The SQLite file, relative to the repo; by default in the platform's home folder.
     path: str | None = None
+    #: A Redis server instead, like redis://HOST:PORT/DB?prefix=NAME; by default the setting `online_store`.
+    redis: str | None = None
 
 
 class PackedOnlineStore(OnlineStore):
-    """One packed row per entity and view in a SQLite file."""
+    """One packed row per entity and view, in a SQLite file or on a Redis server."""
 
     # Says so at once, where Feast would import several other stores to find out.
     _versioned_read_supported = False
 
     def __init__(self) -> None:
-        self._rows: PackedRows | None = None
+        self._rows: OnlineRows | None = None
 
-    def rows(self, config: RepoConfig) -> PackedRows:
-        """The file of packed rows."""
+    def rows(self, config: RepoConfig) -> OnlineRows:
+        """The place of the packed rows."""
         if self._rows is None:
-            self._rows = PackedRows(store_path(config.online_store.path, config.repo_path, ONLINE_FILE))
+            self._rows = online_rows(config.online_store.path, config.online_store.redis, config.repo_path)
         return self._rows
 
     def online_write_batch(
@@ -87,7 +89,7 @@ class PackedOnlineStore(OnlineStore):
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Write rows in one transaction; timestamps without a zone are UTC."""
+        """Write rows, in a file in one transaction; timestamps without a zone are UTC."""
         layout = layout_of(table)
         columns = [
             pa.array([_python(field, values.get(field.name)) for _, values, _, _ in data], field.arrow_type)

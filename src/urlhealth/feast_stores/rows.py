@@ -18,12 +18,39 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import pack
+from typing import Protocol
 
 from urlhealth.errors import StoreUnavailable
 from urlhealth.feast_stores.packed import Layout, other_schema
 
 #: Entity key, event time and created time in microseconds since 1970 UTC (0: not known), packed row.
 Row = tuple[bytes, int, int, bytes]
+
+
+class OnlineRows(Protocol):
+    """What a place of packed rows can do, be it this file or a Redis server; see :class:`PackedRows` for each."""
+
+    @property
+    def place(self) -> str:
+        """Where the rows are, for messages."""
+        ...
+
+    def read(self, table: str, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]: ...
+
+    def count(self, table: str) -> int: ...
+
+    def write(self, table: str, layout: Layout, rows: Iterable[Row]) -> None: ...
+
+    def erase(self, table: str, keys: Sequence[bytes], *, until_us: int) -> int: ...
+
+    def define(self, table: str, layout: Layout) -> bool: ...
+
+    def drop(self, tables: Iterable[str]) -> None: ...
+
+    def replace(self, successors: Mapping[str, str]) -> None: ...
+
+    def tables(self) -> list[str]: ...
+
 
 _BUSY_S = 30.0
 _KEYS_A_QUERY = 1000
@@ -37,6 +64,11 @@ class PackedRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
+
+    @property
+    def place(self) -> str:
+        """Where the rows are, for messages."""
+        return str(self.path)
 
     def read(self, table: str, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
         """Event time (microseconds since 1970 UTC) and packed row of each key that is there.

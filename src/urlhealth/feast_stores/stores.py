@@ -26,8 +26,8 @@ from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.compaction import Compactor
 from urlhealth.feast_stores.consistency import Consistency, compare
 from urlhealth.feast_stores.packed import Layout
-from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_FILE, store_path
-from urlhealth.feast_stores.rows import PackedRows, Row, string_keys, table_name
+from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_FILE, online_rows, store_path
+from urlhealth.feast_stores.rows import OnlineRows, Row, string_keys, table_name
 from urlhealth.features.catalog import STATE_VIEWS
 from urlhealth.features.columns import StateRows, States, StateView
 from urlhealth.settings import ROOT, Settings, quiet_third_parties
@@ -65,11 +65,20 @@ class FeatureStores:
         self._lock = threading.Lock()
         self._leftovers = True
 
+    @property
+    def places(self) -> str:
+        """Where the offline and the online store are, for people.
+
+        Raises:
+            ConfigurationError: Feast's stores are not the platform's.
+        """
+        return f"offline {self._offline}, online {self._online.place}"
+
     def check(self) -> None:
         """Touch the offline and the online store and the registry.
 
         Raises:
-            ConfigurationError: Feast's stores are not the embedded ones.
+            ConfigurationError: Feast's stores are not the platform's.
             StoreUnavailable: one cannot be used; names it.
         """
         self._online.tables()
@@ -84,7 +93,7 @@ class FeatureStores:
         """Compare the online with the offline store, view by view, for every entity.
 
         Raises:
-            ConfigurationError: Feast's stores are not the embedded ones.
+            ConfigurationError: Feast's stores are not the platform's.
             StoreUnavailable: a store cannot be read.
         """
         return [compare(view, self._offline / view.name, self._online, self._table(view)) for view in STATE_VIEWS]
@@ -102,7 +111,7 @@ class FeatureStores:
             created_ms: when the states were computed, ms since 1970 UTC; breaks ties of equal event times.
 
         Raises:
-            ConfigurationError: Feast's stores are not the embedded ones.
+            ConfigurationError: Feast's stores are not the platform's.
             StoreUnavailable: a store cannot be written.
         """
         parts = [part for part in rows if len(part)]
@@ -157,7 +166,7 @@ class FeatureStores:
             offline: only the writer may erase there, from the thread that publishes.
 
         Raises:
-            ConfigurationError: Feast's stores are not the embedded ones.
+            ConfigurationError: Feast's stores are not the platform's.
             StoreUnavailable: a store cannot be written.
         """
         count = 0
@@ -173,7 +182,7 @@ class FeatureStores:
         """The newest states of the entities with these keys, in their order; no Feast, no protobuf.
 
         Raises:
-            ConfigurationError: Feast's online store is not the embedded one.
+            ConfigurationError: Feast's online store is not the platform's.
             StoreUnavailable: the store cannot be read, or holds rows of another schema of the view.
         """
         states, ts_ms = view.initial(len(keys)), np.zeros(len(keys), np.int64)
@@ -244,10 +253,14 @@ class FeatureStores:
             if isinstance(store, str) and store == kind:
                 store = content[section] = {"type": kind}
             if isinstance(store, dict) and store.get(marker) == kind:
+                if kind == _ONLINE and not (store.get("path") or store.get("redis")) and self._settings.online_store:
+                    store["redis"] = self._settings.online_store
+                if store.get("redis"):
+                    continue
                 store["path"] = str(store_path(store.get("path"), _REPO, default, self._settings))
         return content
 
-    def _store(self, section: str, kind: str) -> Path:
+    def _store(self, section: str, kind: str) -> dict[str, Any]:
         store = self._yaml.get(section)
         if not isinstance(store, dict) or store.get("type") != kind:
             named = store.get("type") if isinstance(store, dict) else store
@@ -255,19 +268,20 @@ class FeatureStores:
                 f"{self._settings.feast_yaml} names {named!r} as {section}, which the platform cannot use: write "
                 f"`type: {kind}` there, or unset FEAST_FS_YAML_FILE_PATH"
             )
-        return Path(store["path"])
+        return store
 
     @cached_property
     def _offline(self) -> Path:
-        return self._store("offline_store", _OFFLINE)
+        return Path(self._store("offline_store", _OFFLINE)["path"])
 
     @cached_property
     def _compactor(self) -> Compactor:
         return Compactor({self._offline / view.name: (view.entity, _EVENT, _CREATED) for view in STATE_VIEWS})
 
     @cached_property
-    def _online(self) -> PackedRows:
-        return PackedRows(self._store("online_store", _ONLINE))
+    def _online(self) -> OnlineRows:
+        store = self._store("online_store", _ONLINE)
+        return online_rows(store.get("path"), store.get("redis"), _REPO, self._settings)
 
     @cached_property
     def _feast(self) -> "FeatureStore":
@@ -298,7 +312,7 @@ class FeatureStores:
 class Draft:
     """All states made anew: datasets and online tables under hidden names, until they are published."""
 
-    def __init__(self, offline: Path, online: PackedRows, tables: Mapping[StateView, str]) -> None:
+    def __init__(self, offline: Path, online: OnlineRows, tables: Mapping[StateView, str]) -> None:
         """`tables`: name of each view's online table."""
         name = f"{_DRAFT}{uuid.uuid4().hex}"
         self._offline = offline
