@@ -1,6 +1,6 @@
 """How far the distribution of each feature has moved from one set of vectors to another. Pure.
 
-Two measures stand beside the shares of missing values. PSI, the population stability index, tells how much, and in which
+Two measures stand beside the shares of missing values. PSI, the population stability index, tells how much, in which
 ratio, the share of each bin of the feature has changed; the bins are tenths of the reference, and one more for missing
 values. By custom less than 0.1 is no change, and more than 0.25 a large one. KS is the largest distance between the two
 cumulative distributions of what is not missing.
