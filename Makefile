@@ -10,7 +10,7 @@ export FEAST_USAGE := False
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test check bench client lock clean
+.PHONY: help setup demo run test faults check bench client lock clean
 
 help: ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ run: setup ## the platform alone, on URLHEALTH_HOME (default ./var)
 
 test: setup ## run the whole suite, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+faults: setup ## kill, cut and restart parts of a platform of several processes, three times each (some minutes)
+	FAULTS=all FAULT_SEEDS=3 $(BIN)/python -m pytest tests/faults
 
 check: setup ## ruff, mypy, import rules
 	$(BIN)/ruff check .

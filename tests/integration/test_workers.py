@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ from tests.brokers import BROKERS, WorkerProcess, broker_url, queues
 from tests.misbehaving import OK, Behaviour, say, serving
 from tests.support import BIN, environment, free_port, program, run, wait_until
 from urlhealth.errors import ConfigurationError
-from urlhealth.probing.broker import Batch, Report, make_app
+from urlhealth.probing.broker import Batch, Report, heard, make_app, told
 from urlhealth.probing.queue import CeleryDispatcher
 from urlhealth.probing.urls import parse_target
 from urlhealth.vocabulary import Attempt, Outcome, Probed, ProbeOptions, ProbeRequest, ProbeResult
@@ -162,17 +163,18 @@ def test_a_region_is_probed_by_its_own_workers(on_redis: Bench) -> None:
 def test_batches_and_reports_come_out_as_they_went_in() -> None:
     options = ProbeOptions(basic_auth="me:secret", headers=(("A", "b"),), expected_statuses=(204,))
     sent = [
-        ProbeRequest(target=parse_target("http://a.test/"), target_id=1, options=options, task_id="t"),
-        ProbeRequest(target=parse_target("http://b.test/", name="own"), target_id=2, due_ms=3),
+        ProbeRequest(target=parse_target("http://a.test/"), options=options, task_id="t"),
+        ProbeRequest(target=parse_target("http://b.test/", name="own"), due_ms=3),
     ]
-    got = Batch.decode(Batch(batch_id="b", reply_to="r", requests=sent).encode())
-    assert (got.batch_id, got.reply_to) == ("b", "r")
+    text = Batch(batch_id="b", reply_to="r", numbers=[8, 9], requests=sent).encode({"t": "t in r"})
+    got = Batch.decode(text, iter((1, 2)))
+    assert (got.batch_id, got.reply_to, got.numbers) == ("b", "r", [8, 9])
     for request, same in zip(sent, got.requests, strict=True):
         assert (same.target.key, same.target.host) == (request.target.key, request.target.host)
-        assert (same.target_id, same.options, same.task_id) == (request.target_id, request.options, request.task_id)
-        assert same.due_ms == request.due_ms
+        assert (same.options, same.due_ms) == (request.options, request.due_ms)
+    assert [(same.target_id, same.task_id) for same in got.requests] == [(1, "t in r"), (2, None)]
     result = ProbeResult(
-        target="",
+        target="a",
         ts_ms=1,
         outcome=Outcome.TLS,
         total_ms=0.1 + 0.2,
@@ -180,11 +182,12 @@ def test_batches_and_reports_come_out_as_they_went_in() -> None:
         error="broken \ud800 text",
         attempts=(Attempt(ts_ms=1, outcome=Outcome.TLS, error="\udfff"), Attempt(ts_ms=2, outcome=Outcome.OK)),
     )
-    report = Report.decode(Report(worker_id="w", room=5, batches=["b"], results=[(7, result)]).encode())
+    report = Report.decode(Report(worker_id="w", room=5, batches=["b"], results=[told(7, result)]).encode())
     assert (report.worker_id, report.room, report.batches) == ("w", 5, ["b"])
-    ((number, back),) = report.results
-    assert (number, back.total_ms, back.error) == (7, 0.1 + 0.2, "broken ? text")
-    assert [attempt.outcome for attempt in back.attempts] == [Outcome.TLS, Outcome.OK]
+    ((number, *values),) = report.results
+    assert number == 7
+    attempts = (replace(result.attempts[0], error="?"), result.attempts[1])
+    assert heard("a", values) == replace(result, error="broken ? text", attempts=attempts)
 
 
 def test_flower_sees_the_workers_and_no_credentials(bench: Bench) -> None:
@@ -199,13 +202,13 @@ def test_flower_sees_the_workers_and_no_credentials(bench: Bench) -> None:
         dispatcher = bench.dispatcher()
         target = parse_target(f"http://127.0.0.1:{bench.serve(say(OK))}/")
 
-        def told() -> str | None:
+        def seen() -> str | None:
             dispatcher.submit([ProbeRequest(target=target, options=ProbeOptions(basic_auth="me:hush-hush"))])
             (probed,) = collect(dispatcher, 1)
             tasks = httpx.get(f"{url}/api/tasks", timeout=10).text
             return tasks if "SUCCESS" in tasks and str(probed.worker_id) in tasks else None
 
-        tasks = wait_until(told, timeout_s=20, what="Flower to tell of the batch")
+        tasks = wait_until(seen, timeout_s=20, what="Flower to tell of the batch")
     assert "urlhealth.probe" in tasks
     assert "(1 requests)" in tasks
     assert "hush" not in tasks
@@ -215,9 +218,9 @@ def test_a_broker_that_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
     url = f"redis://:secret@127.0.0.1:{free_port()}/0"
     with pytest.raises(
         ConfigurationError, match=r"the broker redis://.*cannot be used: .*; check that it runs"
-    ) as told:
+    ) as said:
         CeleryDispatcher(make_app(url, prefix="none"), prefix="none", worker_id="tests", concurrency=1)
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(said.value)
     for settings, words in (({"URLHEALTH_BROKER_URL": url}, "cannot be used"), ({}, "set URLHEALTH_BROKER_URL")):
         done = run(str(BIN / "urlhealth"), "worker", env=environment(tmp_path, **settings), check=False)
         assert done.returncode == 1

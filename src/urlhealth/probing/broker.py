@@ -4,7 +4,7 @@ A batch of requests goes to a queue that any worker of its kind takes from. What
 queue of the writer's own. Both are JSON: whoever can write to the broker can make workers probe, but not run code.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any, Final
@@ -35,6 +35,7 @@ _BROKER_S: Final = 5.0
 
 _FIELDS: Final = tuple(field.name for field in fields(ProbeResult) if field.name != "target")
 _values = attrgetter(*_FIELDS)
+_OUTCOMES: Final = {outcome.value: outcome for outcome in Outcome}
 
 
 def make_app(url: str, *, prefix: str) -> Celery:
@@ -53,6 +54,9 @@ def make_app(url: str, *, prefix: str) -> Celery:
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
+        # It would be given back, after a connection broke, from the threads of the pool, which would read from the
+        # connection beside the loop that owns it: now and then the worker then took nothing any more.
+        worker_enable_prefetch_count_reduction=False,
         task_ignore_result=True,
         task_serializer="json",
         accept_content=["json"],
@@ -120,42 +124,46 @@ class Batch:
     batch_id: str
     #: The writer's queue of reports.
     reply_to: str
-    #: The writer's number of each request is its `target_id`, and its name for a task, its `task_id`.
+    #: The writer's number of each request.
+    numbers: Sequence[int]
     requests: Sequence[ProbeRequest]
 
-    def encode(self) -> str:
-        """As the argument of the task. Options that several requests have are written once."""
+    def encode(self, names: Mapping[str | None, str]) -> str:
+        """As the argument of the task. Options that several requests have are written once.
+
+        `names`: what the tasks of the requests are called on the way, by id.
+        """
         places: dict[ProbeOptions, int] = {}
         rows = [
             (
-                request.target_id,
+                number,
                 request.target.url,
                 request.target.host,
                 request.target.name,
                 places.setdefault(request.options, len(places)),
-                request.task_id,
+                names.get(request.task_id),
                 request.due_ms,
             )
-            for request in self.requests
+            for number, request in zip(self.numbers, self.requests, strict=True)
         ]
         return orjson.dumps([self.batch_id, self.reply_to, list(places), rows]).decode()
 
     @classmethod
-    def decode(cls, text: str) -> "Batch":
-        """The inverse of :meth:`encode`."""
+    def decode(cls, text: str, own_numbers: Iterable[int]) -> "Batch":
+        """The inverse of :meth:`encode`; `target_id` of each request is the next of `own_numbers`."""
         batch_id, reply_to, written, rows = orjson.loads(text)
         options = [DEFAULT_OPTIONS if (made := ProbeOptions(**each)) == DEFAULT_OPTIONS else made for each in written]
         requests = [
             ProbeRequest(
                 target=Target(url=url, host=host, group="", name=name),
-                target_id=number,
+                target_id=own,
                 options=options[place],
                 task_id=task_id,
                 due_ms=due_ms,
             )
-            for number, url, host, name, place, task_id, due_ms in rows
+            for (_, url, host, name, place, task_id, due_ms), own in zip(rows, own_numbers, strict=False)
         ]
-        return cls(batch_id=batch_id, reply_to=reply_to, requests=requests)
+        return cls(batch_id=batch_id, reply_to=reply_to, numbers=[row[0] for row in rows], requests=requests)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,27 +175,34 @@ class Report:
     room: int
     #: Batches of the writer's that it has in hand.
     batches: Sequence[str]
-    #: Number of the request, and what was found.
-    results: Sequence[tuple[int, ProbeResult]]
+    #: The writer's number of a request, and the values of the result's fields but `target`.
+    results: Sequence[Sequence[Any]]
 
     def encode(self) -> bytes:
         """As a message's body."""
-        results = [(number, *_values(_clean(result))) for number, result in self.results]
-        return orjson.dumps([self.worker_id, self.room, self.batches, results])
+        return orjson.dumps([self.worker_id, self.room, self.batches, self.results])
 
     @classmethod
     def decode(cls, body: bytes) -> "Report":
-        """The inverse of :meth:`encode`; the results' `target` is empty."""
-        worker_id, room, batches, rows = orjson.loads(body)
-        return cls(worker_id=worker_id, room=room, batches=batches, results=list(map(_result_of, rows)))
+        """The inverse of :meth:`encode`."""
+        worker_id, room, batches, results = orjson.loads(body)
+        return cls(worker_id=worker_id, room=room, batches=batches, results=results)
 
 
-def _result_of(row: Sequence[Any]) -> tuple[int, ProbeResult]:
-    number, *values = row
+def told(number: int, result: ProbeResult) -> Sequence[Any]:
+    """A result as a report has it."""
+    return (number, *_values(_clean(result)))
+
+
+def heard(target: str, values: Sequence[Any]) -> ProbeResult:
+    """The inverse of :func:`told`, but for the number."""
     named = dict(zip(_FIELDS, values, strict=True))
-    named["outcome"] = Outcome(named["outcome"])
-    named["attempts"] = tuple(Attempt(**each | {"outcome": Outcome(each["outcome"])}) for each in named["attempts"])
-    return number, ProbeResult(target="", **named)
+    named["outcome"] = _OUTCOMES[named["outcome"]]
+    attempts = named["attempts"]
+    if attempts:
+        attempts = [Attempt(**each | {"outcome": _OUTCOMES[each["outcome"]]}) for each in attempts]
+    named["attempts"] = tuple(attempts)
+    return ProbeResult(target=target, **named)
 
 
 def _clean(result: ProbeResult) -> ProbeResult:
@@ -209,6 +224,6 @@ def packed(groups: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
         if batch and len(batch) + len(group) > size:
             yield batch
             batch = []
-        batch = [*batch, *group]
+        batch.extend(group)
     if batch:
         yield batch

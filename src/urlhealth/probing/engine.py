@@ -35,6 +35,9 @@ _STARTS_PER_TURN: Final = 16
 #: way: to wake the other side costs more than to probe.
 _BATCH: Final = 256
 _HAND_OVER_S: Final = 0.005
+#: In a process that does little else, threads wait so long for each other, not Python's 5 ms: libcurl calls back many
+#: times in a probe.
+SWITCH_S: Final = 0.0005
 #: How often the queue is fitted to the speed, so that it is half a second long: long enough for a caller to come back,
 #: short enough for what comes next not to wait behind slow hosts.
 _FIT_S: Final = 0.25

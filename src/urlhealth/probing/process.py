@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from urlhealth.errors import ConfigurationError
-from urlhealth.probing.engine import ProbeEngine, canary_request, first_room
+from urlhealth.probing.engine import SWITCH_S, ProbeEngine, canary_request, first_room
 from urlhealth.probing.guard import AddressGuard
 from urlhealth.probing.transfer import TrustedCertificates
 from urlhealth.vocabulary import Probed, ProbeOptions, ProbeRequest, ProbeResult, Target, system_clock
@@ -35,8 +35,6 @@ _HAND_OVER_S: Final = 0.02
 _IDLE_S: Final = 1.0
 #: Longest that `close` waits for the child's end.
 _CLOSE_S: Final = 2.0
-#: Threads of the child wait so long for each other, not Python's 5 ms: libcurl calls back many times in a probe.
-_SWITCH_S: Final = 0.0005
 
 #: What of a result is sent; its target is known to whoever asked.
 _FIELDS: Final = tuple(field.name for field in fields(ProbeResult) if field.name != "target")
@@ -202,7 +200,7 @@ def serve(descriptor: int) -> None:
     """The child: an engine for whoever has the other end of the socket pair, until that is closed."""
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, signal.SIG_IGN)  # whoever started it decides; a Ctrl-C goes to both
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(SWITCH_S)
     connection = Connection(descriptor)
     try:
         engine = ProbeEngine(**pickle.loads(connection.recv_bytes()))

@@ -11,9 +11,9 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from urlhealth.probing.broker import (
     PROBE,
     Batch,
     Report,
+    heard,
     packed,
     queue_for,
     queue_name,
@@ -40,7 +41,7 @@ from urlhealth.vocabulary import Clock, Probed, ProbeRequest, system_clock
 log = logging.getLogger(__name__)
 
 #: Requests of a batch: to send and take one costs as much as to probe a few URLs.
-_BATCH: Final = 128
+_BATCH: Final = 256
 #: As few as this are not divided among workers.
 _SMALL_BATCH: Final = 16
 #: Requests to one host in one batch. The host's next ones wait until these are done.
@@ -126,7 +127,7 @@ class CeleryDispatcher:
         #: How often a request was sent in vain.
         self._in_vain: Counter[int] = Counter()
         #: What a task is called on its way: by another name after each time that it was cancelled.
-        self._names: dict[str, str] = {}
+        self._names: dict[str | None, str] = {}
         self._name_numbers = count(1)
         self._cancelled: dict[int, tuple[ProbeRequest, float]] = {}
         self._inbox: list[Report] = []
@@ -237,16 +238,17 @@ class CeleryDispatcher:
         batch_id = uuid.uuid4().hex
         tries = max(self._in_vain[number] for number in numbers)
         patience_s = min(UNTAKEN_S * 2**tries, _UNTAKEN_MOST_S)
-        requests = [self._named(number) for number in numbers]
+        requests = [self._requests[number] for number in numbers]
         self._batches[batch_id] = _Sent(set(numbers), queue, self._timer(), patience_s)
         for number, request in zip(numbers, requests, strict=True):
             self._batch_of[number] = batch_id
             self._out[_site(request)] += 1
         if self._connection is not None:
+            batch = Batch(batch_id=batch_id, reply_to=self._reports.name, numbers=numbers, requests=requests)
             with self._broker_errors("take probes"):
                 self._app.send_task(
                     PROBE,
-                    (Batch(batch_id=batch_id, reply_to=self._reports.name, requests=requests).encode(),),
+                    (batch.encode(self._named(requests)),),
                     task_id=batch_id,
                     queue=queue_name(self._prefix, queue),
                     expires=patience_s,
@@ -257,13 +259,12 @@ class CeleryDispatcher:
                 return
         self._send_again(batch_id)
 
-    def _named(self, number: int) -> ProbeRequest:
-        """The request as it is sent: under our number, and our name for its task."""
-        request = self._requests[number]
-        task_id = request.task_id
-        if task_id is not None and (name := self._names.get(task_id)) is None:
-            name = self._names[task_id] = f"{self._reports.name} {next(self._name_numbers)}"
-        return replace(request, target_id=number, task_id=name if task_id is not None else None)
+    def _named(self, requests: Sequence[ProbeRequest]) -> Mapping[str | None, str]:
+        """Our names for the tasks of requests, by id."""
+        for task_id in {request.task_id for request in requests} - self._names.keys():
+            if task_id is not None:
+                self._names[task_id] = f"{self._reports.name} {next(self._name_numbers)}"
+        return self._names
 
     def _send_again(self, batch_id: str) -> None:
         """Put what a batch has no result of first in line."""
@@ -316,7 +317,7 @@ class CeleryDispatcher:
         for batch_id in report.batches:
             if (sent := self._batches.get(batch_id)) is not None:
                 sent.heard_s, sent.patience_s, sent.taken = now_s, self._silence_s, True
-        for number, result in report.results:
+        for number, *values in report.results:
             if (request := self._requests.get(number)) is not None:
                 if number in self._batch_of:
                     self._end(number)
@@ -328,7 +329,7 @@ class CeleryDispatcher:
                 request, _ = self._cancelled.pop(number)
             else:
                 continue  # it has its result
-            result = replace(result, target=request.target.key)
+            result = heard(request.target.key, values)
             finished.append(Probed(request=request, result=result, worker_id=report.worker_id))
 
     def _settle(self, number: int) -> None:

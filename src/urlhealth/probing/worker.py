@@ -4,14 +4,16 @@ All batches of the process share one engine, so that its limits hold for all of 
 its end, because Celery acknowledges a batch when its task returns: that is after its last results were sent.
 """
 
+import gc
 import logging
 import os
+import sys
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
 
@@ -32,8 +34,9 @@ from urlhealth.probing.broker import (
     queue_name,
     reports_queue,
     require_broker,
+    told,
 )
-from urlhealth.probing.engine import ProbeEngine
+from urlhealth.probing.engine import SWITCH_S, ProbeEngine
 from urlhealth.vocabulary import ProbeResult
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,7 @@ log = logging.getLogger(__name__)
 ALL_QUEUES: Final = (MONITORS, TASKS)
 #: Results that are sent at once, and how long it waits for so many.
 _MOST: Final = 256
-_HAND_OVER_S: Final = 0.02
+_HAND_OVER_S: Final = 0.05
 #: Pause before the next try to reach a broker that could not be reached.
 _RETRY_S: Final = 1.0
 #: How long what was finished before it was cancelled may take to come.
@@ -80,21 +83,23 @@ class Prober:
         self._producer: Producer
         threading.Thread(target=self._run, name="urlhealth-reports", daemon=True).start()
 
-    def probe(self, batch: Batch) -> None:
-        """Probe a batch; returns when its results are sent, except those of cancelled tasks.
+    def probe(self, text: str) -> None:
+        """Probe an encoded batch; returns when its results are sent, except those of cancelled tasks.
 
         The same batch may come twice, when the broker has lost sight of this worker: the second waits with the first.
         """
+        batch = Batch.decode(text, self._numbers)
         with self._lock:
             mine = self._in_hand.get(batch.batch_id)
             if mine is None:
                 mine = self._in_hand[batch.batch_id] = _InHand(batch)
-                wanted = [request for request in batch.requests if request.task_id not in self._cancelled]
-                numbered = dict(zip(self._numbers, wanted, strict=False))
-                mine.pending |= numbered.keys()
-                for number, request in numbered.items():
-                    self._requests[number] = (mine, request.target_id, request.task_id)
-                self._engine.submit([replace(request, target_id=number) for number, request in numbered.items()])
+                wanted = []
+                for number, request in zip(batch.numbers, batch.requests, strict=True):
+                    if request.task_id not in self._cancelled:
+                        wanted.append(request)
+                        mine.pending.add(request.target_id)
+                        self._requests[request.target_id] = (mine, number, request.task_id)
+                self._engine.submit(wanted)
                 self._end_if_done(mine)
         mine.done.wait()
 
@@ -122,16 +127,16 @@ class Prober:
             mine.done.set()
 
     def _run(self) -> None:
-        told_s = 0.0
+        beat_s = 0.0
         some: Sequence[Any] = ()
         try:
             while True:
                 some = self._engine.results(_HAND_OVER_S if some else BEAT_S, at_least=_MOST if some else 1)
                 now_s = time.monotonic()
-                if some or now_s - told_s >= BEAT_S:
+                if some or now_s - beat_s >= BEAT_S:
                     self._report([(probed.request.target_id, probed.result) for probed in some])
-                    if now_s - told_s >= BEAT_S:
-                        told_s = now_s
+                    if now_s - beat_s >= BEAT_S:
+                        beat_s = now_s
         except BaseException:
             # Batches that are not acknowledged go to another worker; whoever started this one starts the next.
             log.critical("this worker ends: it cannot probe any more", exc_info=True)
@@ -139,14 +144,14 @@ class Prober:
 
     def _report(self, found: Sequence[tuple[int, ProbeResult]]) -> None:
         """Tell each writer what was found for it, and what of its is in hand; then end the batches that are done."""
-        results: dict[str, list[tuple[int, ProbeResult]]] = defaultdict(list)
+        results: dict[str, list[Sequence[Any]]] = defaultdict(list)
         batches: dict[str, list[str]] = defaultdict(list)
         ended: list[tuple[_InHand, int]] = []
         with self._lock:
             for number, result in found:
                 if (known := self._requests.pop(number, None)) is not None:
                     mine, theirs, _ = known
-                    results[mine.batch.reply_to].append((theirs, result))
+                    results[mine.batch.reply_to].append(told(theirs, result))
                     ended.append((mine, number))
             for batch_id, mine in self._in_hand.items():
                 batches[mine.batch.reply_to].append(batch_id)
@@ -217,12 +222,14 @@ def run_worker(
 
     @app.task(name=PROBE)
     def probe(batch: str) -> None:
-        prober.probe(Batch.decode(batch))
+        prober.probe(batch)
 
     @control_command(name=CANCEL)
     def cancel(_: object, tasks: list[str]) -> None:
         prober.cancel(tasks)
 
+    for noisy in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # two lines for each batch
     worker = app.Worker(
         hostname=f"urlhealth@{engine.worker_id}",
         queues=[queue_name(prefix, queue) for queue in queues],
@@ -234,5 +241,7 @@ def run_worker(
         without_mingle=True,
         optimization="fair",
     )
+    gc.freeze()  # what Celery has imported is not walked again and again
+    sys.setswitchinterval(SWITCH_S)
     worker.start()
     return int(worker.exitcode or 0)
