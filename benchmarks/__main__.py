@@ -2,13 +2,14 @@
 
 import sys
 
-from benchmarks import crawl, feast, history, monitors, polling, probing, service, serving
+from benchmarks import crawl, feast, history, monitors, polling, probing, scale, service, serving
 
 BENCHMARKS = {
     "feast": feast.main,
     "probing": probing.main,
     "crawl": crawl.main,
     "service": service.main,
+    "scale": scale.main,
     "monitors": monitors.main,
     "history": history.main,
     "polling": polling.main,

@@ -132,6 +132,29 @@ def select(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -
     return connection.exec_driver_sql(statement, values).all()
 
 
+def copy(connection: sa.Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> int:
+    """Insert rows into a table of PostgreSQL by COPY, except those that are there already; returns how many were not.
+
+    COPY passes over no conflict, so the rows go by a table of the connection's own, which is empty at each commit.
+    """
+    if not rows:
+        return 0
+    names = ", ".join(columns)
+    passing = f"passing_{table}"
+    connection.exec_driver_sql(
+        f"CREATE TEMP TABLE IF NOT EXISTS {passing} ON COMMIT DELETE ROWS AS SELECT {names} FROM {table} WITH NO DATA"
+    )
+    driver: Any = connection.connection.cursor()
+    with driver, driver.copy(f"COPY {passing} ({names}) FROM STDIN") as stream:
+        for row in rows:
+            stream.write_row(row)
+    stored = connection.exec_driver_sql(
+        f"INSERT INTO {table} ({names}) SELECT {names} FROM {passing} ON CONFLICT DO NOTHING"
+    ).rowcount
+    connection.exec_driver_sql(f"TRUNCATE {passing}")  # for the next ones of this transaction
+    return stored
+
+
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """The items in runs of at most `size`: a statement takes only so many parameters."""
     return (items[start : start + size] for start in range(0, len(items), size))

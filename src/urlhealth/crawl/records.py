@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import orjson
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import add_targets_alone, chunks, run
+from urlhealth.crawl.database import add_targets_alone, chunks, copy, run
 from urlhealth.crawl.schema import probes, targets
 from urlhealth.errors import InvalidCursor
 from urlhealth.vocabulary import (
@@ -152,6 +152,8 @@ def insert_probes(connection: sa.Connection, rows: Sequence[ProbeRow]) -> int:
 
     The same target, instant and task make the same probe. Call `order_probe_ids` first.
     """
+    if connection.dialect.name == "postgresql":
+        return copy(connection, "probes", _PROBE_COLUMNS, rows)
     return run(connection, _INSERT_PROBES, rows)
 
 
