@@ -18,10 +18,7 @@ REPLIES: Final = (
     "TaskCreated", "TaskResult", "UrlHistory", "UrlState",
 )  # fmt: skip
 #: Schemas of requests, which become typed dictionaries, so that the platform alone says what it takes.
-REQUESTS: Final = {
-    "Maintenance": "MaintenanceDict", "MonitorPatch": "MonitorPatch", "MonitorRequest": "MonitorRequest",
-    "Options": "OptionsDict",
-}  # fmt: skip
+REQUESTS: Final = ("MonitorPatch", "MonitorRequest", "Options")
 _SCALARS: Final = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 _HEAD: Final = '''\
 """What the platform takes and replies: made from its OpenAPI document by `generate.py`. Do not edit.
@@ -66,7 +63,7 @@ def models(document: dict[str, Any]) -> str:
         comment = "\n".join(line.strip() for line in _comment(schemas[name]))
         parts.append(f"{comment}\n{name} = Literal[{literal}] | str\n")
     parts += [_model(name, schemas[name]) for name in replies if name not in words]
-    parts += [_typed_dict(name, schemas[name]) for name in _closure(REQUESTS, schemas)]
+    parts += [_typed_dict(name, schemas) for name in _closure(REQUESTS, schemas) if "enum" not in schemas[name]]
     return _formatted("\n\n".join(parts))
 
 
@@ -111,14 +108,15 @@ def _model(name: str, schema: dict[str, Any]) -> str:
         if field not in required and "$ref" in about:
             default = ""
         lines += _comment(about)
-        lines.append(f"    {field}: {_type(about, reply=True)}{default}")
+        lines.append(f"    {field}: {_type(about)}{default}")
     return "\n".join(lines) + "\n"
 
 
-def _typed_dict(name: str, schema: dict[str, Any]) -> str:
-    lines = [f"class {REQUESTS[name]}(TypedDict, total=False):", f'    """{schema["description"]}"""', ""]
+def _typed_dict(name: str, schemas: dict[str, Any]) -> str:
+    schema = schemas[name]
+    lines = [f"class {_request_name(name)}(TypedDict, total=False):", f'    """{schema["description"]}"""', ""]
     for field, about in schema["properties"].items():
-        kind = _type(about, reply=False)
+        kind = _type(about, schemas)
         lines += _comment(about)
         lines.append(f"    {field}: {f'Required[{kind}]' if field in schema.get('required', ()) else kind}")
     return "\n".join(lines) + "\n"
@@ -134,23 +132,30 @@ def _comment(about: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _type(schema: dict[str, Any], *, reply: bool) -> str:
+def _request_name(name: str) -> str:
+    return name if name.startswith("Monitor") else f"{name}Dict"
+
+
+def _type(schema: dict[str, Any], requests: dict[str, Any] | None = None) -> str:
+    """The annotation of a field: of a reply, or, where all schemas are given, of a request."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return name if reply else REQUESTS[name]
+        if requests is None:
+            return name
+        return _type(requests[name], requests) if "enum" in requests[name] else _request_name(name)
     if "anyOf" in schema:
-        return " | ".join(dict.fromkeys(_type(part, reply=reply) for part in schema["anyOf"]))
+        return " | ".join(dict.fromkeys(_type(part, requests) for part in schema["anyOf"]))
     if "enum" in schema or "const" in schema:
         literal = f"Literal[{', '.join(map(repr, schema.get('enum') or [schema['const']]))}]"
-        return f"{literal} | str" if reply else literal
+        return literal if requests else f"{literal} | str"
     match schema.get("type"):
         case "array":
-            return f"list[{_type(schema['items'], reply=reply)}]"
+            return f"list[{_type(schema['items'], requests)}]"
         case "object":
             values = schema.get("additionalProperties")
-            return f"dict[str, {_type(values, reply=reply) if isinstance(values, dict) else 'object'}]"
+            return f"dict[str, {_type(values, requests) if isinstance(values, dict) else 'object'}]"
         case "string" if schema.get("format") == "date-time":
-            return "Time" if reply else "datetime | str"
+            return "datetime | str" if requests else "Time"
         case str(scalar):
             return _SCALARS[scalar]
     return "object"

@@ -45,6 +45,10 @@ Outcome = (
 )
 
 
+#: What adaptive intervals are best for.
+Objective = Literal["delay", "caught", "both"] | str
+
+
 TaskStatus = Literal["queued", "running", "done", "cancelled"] | str
 
 
@@ -124,6 +128,20 @@ class Incident(BaseModel):
     phase: str | None
 
 
+class Schedule(BaseModel):
+    """Probes where outages are likely, under a budget that all monitors share whose schedules are equal."""
+
+    mode: Literal["adaptive"] | str
+    #: Probes per monitor and hour, on average over those that share it.
+    budget_per_url_hour: float
+    min_interval_s: int = 300
+    max_interval_s: int = 43200
+    #: Least time until an outage is detected, most outages caught, or both.
+    objective: Objective
+    #: A name, so that schedules that are otherwise equal share nothing.
+    pool: str | None = None
+
+
 class Options(BaseModel):
     """How to probe. A probe whose options differ from the defaults feeds no features."""
 
@@ -177,7 +195,7 @@ class Maintenance(BaseModel):
 
 
 class Monitor(BaseModel):
-    """A target that is probed at an interval."""
+    """A target that is probed again and again."""
 
     monitor_id: str
     url: str
@@ -185,7 +203,10 @@ class Monitor(BaseModel):
     #: The normalised URL that verdicts and features are kept under.
     target: str
     group: str
+    #: Time between two probes; of an adaptive schedule, the one planned now.
     interval_s: int
+    schedule: Schedule | None
+    weight: float
     options: Options
     tags: list[str]
     paused: bool
@@ -425,13 +446,18 @@ class UrlState(BaseModel):
     last: LastProbe | None
 
 
-class MaintenanceDict(TypedDict, total=False):
-    """A time in which the target is worked on, and not probed: from `start` up to before `end`."""
+class ScheduleDict(TypedDict, total=False):
+    """Probes where outages are likely, under a budget that all monitors share whose schedules are equal."""
 
-    start: Required[datetime | str]
-    end: Required[datetime | str]
-    #: How often it comes again, from `start` on: each 24 or 168 hours, whatever clocks show.
-    every: Literal["day", "week"] | None
+    mode: Required[Literal["adaptive"]]
+    #: Probes per monitor and hour, on average over those that share it.
+    budget_per_url_hour: Required[float]
+    min_interval_s: int
+    max_interval_s: int
+    #: Least time until an outage is detected, most outages caught, or both.
+    objective: Literal["delay", "caught", "both"]
+    #: A name, so that schedules that are otherwise equal share nothing.
+    pool: str | None
 
 
 class OptionsDict(TypedDict, total=False):
@@ -477,10 +503,21 @@ class OptionsDict(TypedDict, total=False):
     robots: bool
 
 
+class MaintenanceDict(TypedDict, total=False):
+    """A time in which the target is worked on, and not probed: from `start` up to before `end`."""
+
+    start: Required[datetime | str]
+    end: Required[datetime | str]
+    #: How often it comes again, from `start` on: each 24 or 168 hours, whatever clocks show.
+    every: Literal["day", "week"] | None
+
+
 class MonitorPatch(TypedDict, total=False):
     """What is to become of a monitor. What is not named stays; what is, is replaced as a whole."""
 
     interval_s: int | None
+    schedule: ScheduleDict | None
+    weight: float | None
     group: str | None
     options: OptionsDict | None
     tags: list[str] | None
@@ -493,8 +530,11 @@ class MonitorRequest(TypedDict, total=False):
 
     #: As it was sent.
     url: Required[str]
-    #: Time between two probes.
-    interval_s: Required[int]
+    interval_s: int | None
+    #: Instead of an interval.
+    schedule: ScheduleDict | None
+    #: What an outage of it counts, beside 1, where the schedule is adaptive.
+    weight: float
     #: Makes it a target of its own, with its own options and verdicts, beside others of the URL.
     name: str | None
     group: str | None
