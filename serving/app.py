@@ -14,6 +14,7 @@ from serving import errors, openapi
 from serving.metrics import Metrics
 from serving.middleware import LocalOnly, RequestMiddleware
 from serving.routes import (
+    alerts,
     features,
     health,
     instances,
@@ -83,6 +84,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         open_inference,
         instances,
         submit,
+        alerts,
         health,
         pages,
     )

@@ -15,6 +15,7 @@ TAGS: Final = [
     {"name": "tasks", "description": "URLs to probe once."},
     {"name": "monitors", "description": "URLs to probe again and again."},
     {"name": "urls", "description": "What a URL is, and has been."},
+    {"name": "alerts", "description": "Being told what fails, and what is about to."},
     {"name": "predictions", "description": "Features and forecasts by URL."},
     {"name": "open inference protocol", "description": "V2 over REST, for clients of Triton and KServe."},
     {"name": "V1", "description": "For clients of TensorFlow Serving and KServe."},

@@ -42,6 +42,9 @@ from urlhealth.vocabulary import (
 )
 
 if TYPE_CHECKING:
+    from urlhealth.alerts.delivery import Delivery, Sender
+    from urlhealth.alerts.evaluate import Evaluator
+    from urlhealth.alerts.store import AlertStore
     from urlhealth.crawl.carried import CarriedStore
     from urlhealth.crawl.current import CurrentPredictions
     from urlhealth.crawl.rollups import Rollups
@@ -67,6 +70,8 @@ _ROLL_UP_S = 2.0
 _RESCORE_PAUSE: Final = 0.5
 #: The same after a step of anything that follows on probes, while a task wants more of them than can be made.
 _PROBES_FIRST_PAUSE: Final = 3.0
+#: Time between two looks for what to alert on, and for messages to send.
+_ALERT_S: Final = 1.0
 #: Time between two looks for what is older than it is kept for.
 _RETENTION_S = 600.0
 _DAY_MS = 86_400_000
@@ -283,6 +288,41 @@ class Platform:
         from_ms = to_ms - _QUALITY_DAYS * _DAY_MS if from_ms is None else from_ms
         return live_quality(self.served, from_ms=from_ms, to_ms=to_ms, owner=owner)
 
+    @cached_property
+    def alerts(self) -> "AlertStore":
+        from urlhealth.alerts.store import AlertStore
+
+        assert self._database is not None
+        return AlertStore(self._database, clock=self.clock)
+
+    @cached_property
+    def alert_sender(self) -> "Sender":
+        from urlhealth.alerts.delivery import Sender
+
+        return Sender(self.settings, clock=self.clock)
+
+    @cached_property
+    def alert_delivery(self) -> "Delivery":
+        from urlhealth.alerts.delivery import Delivery
+
+        return Delivery(self.alerts, self.alert_sender, lease=self.lease)
+
+    @cached_property
+    def alert_evaluator(self) -> "Evaluator":
+        from urlhealth.alerts.evaluate import Evaluator, Lag
+
+        assert self._database is not None
+        lag = Lag(self._database, clock=self.clock)
+        return Evaluator(
+            self._database,
+            self.alerts,
+            lease=self.lease,
+            clock=self.clock,
+            known_for_s=self.settings.known_for_s,
+            slow_from=self._slow_from,
+            lag_s=lambda: lag.seconds(self.carried.position()),
+        )
+
     def start(self, *, features: bool = True, predict: bool = True) -> None:
         """Start the background work: the crawl under the lease and, if wanted, what follows on it.
 
@@ -305,6 +345,8 @@ class Platform:
             self._loop("pipeline", self._fold, settings.pipeline_poll_s)
             self._loop("rollups", self._roll_up, _ROLL_UP_S)
             self._loop("retention", self._drop_old, _RETENTION_S)
+            self._loop("alerts", self._alert, _ALERT_S)
+            self._loop("alert-delivery", self._deliver, _ALERT_S)
         if predict:
             self._loop("champion", self._follow_champion, settings.champion_poll_s)
             self._loop("prediction-log", self.prediction_log.write, _TURN_S)
@@ -516,9 +558,30 @@ class Platform:
 
     def _drop_old(self) -> None:
         kept = self.kept()
+        if self.lease.held:
+            self.alerts.drop_old(lease=self.lease)
         if self.lease.held and kept != Kept():
             dropped = self.crawl.drop_old(kept, lease=self.lease)
             log.info("too old: %s", ", ".join(f"{count} {what}" for what, count in dropped.items()))
+
+    def _alert(self) -> None:
+        while self.lease.held and not self._stop.is_set():
+            looked = self._after_probes(self.alert_evaluator.step)
+            self.alerts.make_messages(lease=self.lease)
+            if not looked:
+                return
+
+    def _deliver(self) -> None:
+        while self.lease.held and not self._stop.is_set() and self.alert_delivery.step():
+            pass
+
+    def _slow_from(self, keys: Sequence[str]) -> Sequence[float]:
+        """For targets, the least time of a probe (ms) that is slow for their own past."""
+        from urlhealth.features.catalog import URL_STATE
+        from urlhealth.features.fold import slow_from_ms
+
+        found: list[float] = slow_from_ms(self.features.read(URL_STATE, list(keys)).states).tolist()
+        return found
 
     def _roll_up(self) -> None:
         while (

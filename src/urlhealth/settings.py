@@ -6,6 +6,7 @@ lines and this platform cannot disagree.
 """
 
 import os
+import re
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -199,6 +200,21 @@ def _problem(found: ErrorDetails) -> str:
     context = found.get("ctx", {})
     words = _WRONG.get(found["type"], found["msg"]).format(**context)
     return f"{variable(name) if name in Settings.model_fields else name}={found['input']}: {words}"
+
+
+def expanded(text: str) -> str:
+    """The text, each `${NAME}` in it replaced by that environment variable.
+
+    Raises:
+        ConfigurationError: one is not set.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in os.environ:
+            raise ConfigurationError(f"the environment variable {found[1]} is not set")
+        return os.environ[found[1]]
+
+    return re.sub(r"\$\{(\w+)\}", value, text)
 
 
 def require_loopback(host: str) -> None:

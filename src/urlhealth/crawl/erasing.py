@@ -14,6 +14,8 @@ from urlhealth.crawl.reading import find_target
 from urlhealth.crawl.records import Records
 from urlhealth.crawl.schema import (
     RECEIVING,
+    alert_messages,
+    alerts,
     carried_states,
     erasures,
     monitors,
@@ -83,8 +85,10 @@ class Erasing(Records):
             add_targets_alone(connection)
             erased["task results"] = _erase_from_tasks(connection, target_id, now_ms=self._clock())
             erased["probes"] += connection.execute(sa.delete(probes).where(probes.c.target_id == target_id)).rowcount
-            for table in (monitors, rollups, spells):
+            for table in (monitors, rollups, spells, alerts):
                 connection.execute(sa.delete(table).where(table.c.target_id == target_id))
+            # Their texts name it.
+            connection.execute(sa.delete(alert_messages).where(alert_messages.c.host == target.host))
             connection.execute(sa.delete(targets).where(targets.c.id == target_id))
             self._note(connection, target)
             count_erasure(connection)

@@ -332,7 +332,7 @@ def monitor_of(row: Any) -> Monitor:
         options=_options_of(row.options),
         tags=tuple(row.tags.split("\n")[1:-1]),
         paused=row.paused,
-        maintenance=_maintenance_of(row.maintenance),
+        maintenance=maintenance_of(row.maintenance),
         created_ms=row.created_ms,
         next_due_ms=row.next_due_ms,
         skipped=row.skipped,
@@ -407,7 +407,8 @@ def _windows_text(windows: Sequence[Maintenance]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _maintenance_of(text: str) -> tuple[Maintenance, ...]:
+def maintenance_of(text: str) -> tuple[Maintenance, ...]:
+    """The windows, of the column of that name."""
     return tuple(Maintenance(**window) for window in json.loads(text))
 
 

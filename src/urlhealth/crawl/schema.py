@@ -326,3 +326,95 @@ sa.Index(
     current_predictions.c.group,
     *_by_risk,
 )
+
+alert_channels: Final = sa.Table(
+    "alert_channels",
+    metadata,
+    _number("number"),
+    _owner(),
+    sa.Column("name", sa.Text, nullable=False),
+    #: JSON: an `alerts.rules.Channel`.
+    sa.Column("definition", sa.Text, nullable=False),
+    sa.UniqueConstraint("owner", "name"),
+    sqlite_autoincrement=True,
+)
+
+alert_rules: Final = sa.Table(
+    "alert_rules",
+    metadata,
+    _number("number"),
+    _owner(),
+    sa.Column("name", sa.Text, nullable=False),
+    #: JSON: an `alerts.rules.Rule`.
+    sa.Column("definition", sa.Text, nullable=False),
+    sa.UniqueConstraint("owner", "name"),
+    sqlite_autoincrement=True,
+)
+
+alerts: Final = sa.Table(
+    "alerts",
+    metadata,
+    _number("number"),
+    _owner(),
+    sa.Column("rule_number", _Id, sa.ForeignKey("alert_rules.number", ondelete="CASCADE"), nullable=False),
+    #: Null for one on the platform itself.
+    sa.Column("target_id", _Id, sa.ForeignKey("targets.id", ondelete="CASCADE")),
+    sa.Column("host", sa.Text, nullable=False),
+    #: What is so, and once it is closed, how it ended.
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("opened_ms", sa.BigInteger, nullable=False),
+    sa.Column("closed_ms", sa.BigInteger),
+    #: When its beginning or end is to be told; null where nothing is.
+    sa.Column("due_ms", sa.BigInteger),
+    #: When the message on its beginning was made.
+    sa.Column("told_ms", sa.BigInteger),
+    sqlite_autoincrement=True,
+)
+# The open ones of a target, one a rule; of a rule.
+_open = alerts.c.closed_ms.is_(None)
+sa.Index(
+    "uq_alerts_open",
+    alerts.c.target_id,
+    alerts.c.rule_number,
+    unique=True,
+    sqlite_where=_open,
+    postgresql_where=_open,
+)
+sa.Index("ix_alerts_open_rule", alerts.c.rule_number, sqlite_where=_open, postgresql_where=_open)
+# What is to be told.
+_untold = alerts.c.due_ms.is_not(None)
+sa.Index("ix_alerts_due", alerts.c.due_ms, sqlite_where=_untold, postgresql_where=_untold)
+# Pages of an owner's.
+sa.Index(None, alerts.c.owner, alerts.c.number)
+
+alert_messages: Final = sa.Table(
+    "alert_messages",
+    metadata,
+    _number("number"),
+    sa.Column("message_id", sa.Text, nullable=False, unique=True),
+    _owner(),
+    sa.Column("channel", sa.Text, nullable=False),
+    sa.Column("rule", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    #: JSON, as a webhook is sent it.
+    sa.Column("payload", sa.Text, nullable=False),
+    #: An `alerts.store.MessageStatus`.
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    #: When the next attempt is due, or the one under way was; null when there is none any more.
+    sa.Column("due_ms", sa.BigInteger),
+    #: The process whose attempt is under way.
+    sa.Column("claimed_by", sa.Text),
+    sa.Column("finished_ms", sa.BigInteger),
+    #: Why the last attempt failed.
+    sa.Column("error", sa.Text),
+    sqlite_autoincrement=True,
+)
+# What is to be sent.
+_unsent = alert_messages.c.due_ms.is_not(None)
+sa.Index("ix_alert_messages_due", alert_messages.c.due_ms, sqlite_where=_unsent, postgresql_where=_unsent)
+# Pages of an owner's dead letters.
+sa.Index(None, alert_messages.c.owner, alert_messages.c.status, alert_messages.c.number)
+# For the erasure of a target.
+sa.Index(None, alert_messages.c.host)

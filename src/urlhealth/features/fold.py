@@ -178,3 +178,12 @@ def _add_latency(states: States, events: Array, gap: Array, up: Array) -> None:
     states["latency_log_sum"] = states["latency_log_sum"] * left + logs
     states["latency_log_squares"] = states["latency_log_squares"] * left + logs**2
     states["latency_weight"] = weight + timed
+
+
+def slow_from_ms(states: States) -> Array:
+    """The least `total_ms` by which the next verdict would be degraded, float64 (n,); infinite: too little is known."""
+    some = np.maximum(states["latency_weight"], 1.0)
+    usual = states["latency_log_sum"] / some
+    deviation = np.sqrt(np.maximum(states["latency_log_squares"] / some - usual**2, 0))
+    limit = np.exp(usual + np.maximum(DEGRADED_DEVIATIONS * deviation, np.log(DEGRADED_TIMES)))
+    return np.where(states["latency_weight"] >= DEGRADED_AFTER, np.maximum(limit, DEGRADED_MS), np.inf)

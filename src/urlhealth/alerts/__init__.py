@@ -1,0 +1,1 @@
+"""Alerts: rules on what probes and forecasts say, messages grouped by host, and their delivery."""

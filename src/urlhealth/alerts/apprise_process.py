@@ -1,0 +1,90 @@
+"""`python -m urlhealth.alerts.apprise_process`: sends one message by Apprise, and holds it to the address guard.
+
+Apprise has a hundred services and several network libraries below them. Every connection of this process, whichever of
+them makes it, goes through an audit hook, which cannot be taken away again. Reads a JSON object from standard input;
+exit code 0 if it was sent, otherwise standard output says why not.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from ipaddress import ip_network
+from typing import Any, Final
+
+import orjson
+
+from urlhealth.probing.guard import AddressGuard
+
+#: Services that show messages on this machine, or run what is on it.
+_LOCAL: Final = frozenset(
+    {"dbus", "exec", "file", "glib", "gnome", "kde", "macosx", "python", "qt", "syslog", "windows"}
+)
+
+
+class Refused(OSError):
+    """A connection that the guard does not allow."""
+
+
+def main() -> int:
+    """Send the message; the exit code."""
+    request = orjson.loads(sys.stdin.buffer.read())
+    if request["url"].split("://")[0].lower() in _LOCAL:
+        print("refused: such a channel would act on the platform's own machine")
+        return 1
+    refusals = guard_connections(request["allow"])
+    import apprise
+
+    said: list[str] = []
+    logger = logging.getLogger("apprise")
+    logger.addHandler(_Remember(said))
+    logger.propagate = False
+    sender = apprise.Apprise()
+    if not sender.add(request["url"]):
+        print("Apprise does not know such a URL: see its list of services")
+        return 1
+    if sender.notify(title=request["title"], body=request["body"], body_format=apprise.NotifyFormat.TEXT):
+        return 0
+    # What Apprise says may have the URL in it, which is secret; its class of error has not.
+    print(f"refused: {refusals[0]}" if refusals else _without(said, request["url"]) or "the service did not take it")
+    return 1
+
+
+def guard_connections(allow: Sequence[str]) -> list[str]:
+    """From now on refuse connections of this process to addresses that are not allowed; returns what was refused."""
+    guard = AddressGuard([ip_network(network) for network in allow])
+    refusals: list[str] = []
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+            return
+        address = arguments[1]
+        if address is None:  # of a socket that is connected already
+            return
+        # Not a pair: a Unix socket, of a service of this machine.
+        refusal = guard.refusal(str(address[0] if isinstance(address, tuple) else address))
+        if refusal is not None:
+            refusals.append(refusal)
+            raise Refused(refusal)
+
+    sys.addaudithook(hook)
+    return refusals
+
+
+class _Remember(logging.Handler):
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._said = said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._said.append(record.getMessage())
+
+
+def _without(said: Sequence[str], url: str) -> str:
+    """The last line that does not show a part of the URL."""
+    parts = [part for part in url.replace("?", "/").replace("&", "/").replace("=", "/").split("/")[2:] if len(part) > 5]
+    shown = [line for line in said if not any(part in line for part in parts)]
+    return shown[-1] if shown else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
