@@ -139,7 +139,7 @@ def _request_name(name: str) -> str:
 def _type(schema: dict[str, Any], requests: dict[str, Any] | None = None) -> str:
     """The annotation of a field: of a reply, or, where all schemas are given, of a request."""
     if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
+        name: str = schema["$ref"].rpartition("/")[2]
         if requests is None:
             return name
         return _type(requests[name], requests) if "enum" in requests[name] else _request_name(name)

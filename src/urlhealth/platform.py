@@ -26,7 +26,7 @@ from urlhealth.crawl.retention import Kept
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import ConfigurationError, LeaseLost, StoreUnavailable, UrlHealthError, one_line
 from urlhealth.prediction.log import PredictionLog
-from urlhealth.probing.guard import AddressGuard
+from urlhealth.probing.guard import guard_of
 from urlhealth.probing.process import ProbeProcess
 from urlhealth.probing.transfer import TrustedCertificates
 from urlhealth.settings import Settings
@@ -511,14 +511,7 @@ class Platform:
             concurrency=settings.probe_concurrency,
             concurrency_per_host=settings.probe_concurrency_per_host,
             rate_per_host=settings.probe_rate_per_host,
-            guard=AddressGuard(
-                settings.allow_addresses,
-                deny=settings.deny_addresses,
-                allow_hosts=settings.allow_hosts,
-                deny_hosts=settings.deny_hosts,
-                allow_ports=settings.allow_ports,
-                deny_ports=settings.deny_ports,
-            ),
+            guard=guard_of(settings),
             worker_id=self.worker_id,
             ca_file=settings.ca_file,
             canary=settings.canary,
@@ -661,7 +654,7 @@ def work(settings: Settings, *, queues: Sequence[str] | None, concurrency: int) 
         concurrency=settings.probe_concurrency,
         concurrency_per_host=settings.probe_concurrency_per_host,
         rate_per_host=settings.probe_rate_per_host,
-        guard=AddressGuard(settings.allow_addresses),
+        guard=guard_of(settings),
         worker_id=_new_worker_id(),
         ca_file=settings.ca_file,
         canary=settings.canary,

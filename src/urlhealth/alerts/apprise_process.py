@@ -31,7 +31,7 @@ def main() -> int:
     if request["url"].split("://")[0].lower() in _LOCAL:
         print("refused: such a channel would act on the platform's own machine")
         return 1
-    refusals = guard_connections(request["allow"])
+    refusals = guard_connections(request["allow"], request["deny"])
     import apprise
 
     said: list[str] = []
@@ -49,9 +49,9 @@ def main() -> int:
     return 1
 
 
-def guard_connections(allow: Sequence[str]) -> list[str]:
+def guard_connections(allow: Sequence[str], deny: Sequence[str]) -> list[str]:
     """From now on refuse connections of this process to addresses that are not allowed; returns what was refused."""
-    guard = AddressGuard([ip_network(network) for network in allow])
+    guard = AddressGuard(list(map(ip_network, allow)), deny=list(map(ip_network, deny)))
     refusals: list[str] = []
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -61,7 +61,8 @@ def guard_connections(allow: Sequence[str]) -> list[str]:
         if address is None:  # of a socket that is connected already
             return
         # Not a pair: a Unix socket, of a service of this machine.
-        refusal = guard.refusal(str(address[0] if isinstance(address, tuple) else address))
+        # Services have ports of many kinds; whose they are is what counts.
+        refusal = guard.refusal(str(address[0] if isinstance(address, tuple) else address), 443)
         if refusal is not None:
             refusals.append(refusal)
             raise Refused(refusal)

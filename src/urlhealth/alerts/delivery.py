@@ -24,7 +24,7 @@ from urlhealth.alerts.store import AlertStore, Message
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import new_id
 from urlhealth.errors import NotFound, UrlHealthError, one_line
-from urlhealth.probing.guard import AddressGuard
+from urlhealth.probing.guard import guard_of
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import Clock
 
@@ -41,8 +41,11 @@ class Sender:
     """Sends one message to one channel."""
 
     def __init__(self, settings: Settings, *, clock: Clock) -> None:
-        self._guard = AddressGuard(settings.allow_addresses)
-        self._allow = [str(network) for network in settings.allow_addresses]
+        self._guard = guard_of(settings)
+        self._networks = {
+            "allow": [str(network) for network in settings.allow_addresses],
+            "deny": [str(network) for network in settings.deny_addresses],
+        }
         self._user_agent = settings.user_agent
         self._ca_file = settings.ca_file
         self._clock = clock
@@ -70,7 +73,7 @@ class Sender:
         def open_socket(_purpose: int, address: Any) -> Any:
             nonlocal refusal
             family, kind, protocol, peer = address
-            refusal = self._guard.refusal(peer[0])
+            refusal = self._guard.refusal(peer[0], peer[1])
             return pycurl.SOCKET_BAD if refusal else socket.SocketType(family, kind, protocol).detach()
 
         failure: BaseException | None = None
@@ -122,7 +125,7 @@ class Sender:
 
     def _notify(self, channel: Channel, payload: bytes) -> str | None:
         message = orjson.loads(payload)
-        request = {"url": channel.url, "title": message["title"], "body": message["text"], "allow": self._allow}
+        request = {"url": channel.url, "title": message["title"], "body": message["text"]} | self._networks
         command = [sys.executable, "-m", "urlhealth.alerts.apprise_process"]
         try:
             done = subprocess.run(

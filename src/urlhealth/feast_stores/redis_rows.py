@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
 
 from urlhealth.errors import ConfigurationError, StoreUnavailable
@@ -214,7 +214,7 @@ class RedisRows:
             StoreUnavailable: the server cannot be read.
         """
         with self._errors("read"):
-            return [name.decode() for name in self._client.hkeys(self._layouts)]
+            return [name.decode() for name in cast(list[bytes], self._client.hkeys(self._layouts))]
 
     @cached_property
     def _client(self) -> "Redis":

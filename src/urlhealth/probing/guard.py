@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:  # what a probing process does not need
+    from urlhealth.settings import Settings
 
 Network = IPv4Network | IPv6Network
 
@@ -142,6 +145,18 @@ def _suffixes(hosts: Iterable[str]) -> tuple[str, ...]:
 
 def _within(host: str, suffixes: tuple[str, ...]) -> bool:
     return f".{host}".endswith(suffixes)
+
+
+def guard_of(settings: "Settings") -> AddressGuard:
+    """The guard that the settings ask for."""
+    return AddressGuard(
+        settings.allow_addresses,
+        deny=settings.deny_addresses,
+        allow_hosts=settings.allow_hosts,
+        deny_hosts=settings.deny_hosts,
+        allow_ports=settings.allow_ports,
+        deny_ports=settings.deny_ports,
+    )
 
 
 def _carried(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address]:
