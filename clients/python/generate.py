@@ -19,7 +19,13 @@ REPLIES: Final = (
 )  # fmt: skip
 #: Schemas of requests, which become typed dictionaries, so that the platform alone says what it takes.
 REQUESTS: Final = ("MonitorPatch", "MonitorRequest", "Options")
-_SCALARS: Final = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
+_SCALARS: Final[dict[str, str]] = {
+    "string": "str",
+    "integer": "int",
+    "number": "float",
+    "boolean": "bool",
+    "null": "None",
+}
 _HEAD: Final = '''\
 """What the platform takes and replies: made from its OpenAPI document by `generate.py`. Do not edit.
 
@@ -136,10 +142,10 @@ def _request_name(name: str) -> str:
     return name if name.startswith("Monitor") else f"{name}Dict"
 
 
-def _type(schema: dict[str, Any], requests: dict[str, Any] | None = None) -> str:
+def _type(schema: Any, requests: dict[str, Any] | None = None) -> str:
     """The annotation of a field: of a reply, or, where all schemas are given, of a request."""
     if "$ref" in schema:
-        name: str = schema["$ref"].rpartition("/")[2]
+        name = str(schema["$ref"]).rpartition("/")[2]
         if requests is None:
             return name
         return _type(requests[name], requests) if "enum" in requests[name] else _request_name(name)
@@ -148,7 +154,7 @@ def _type(schema: dict[str, Any], requests: dict[str, Any] | None = None) -> str
     if "enum" in schema or "const" in schema:
         literal = f"Literal[{', '.join(map(repr, schema.get('enum') or [schema['const']]))}]"
         return literal if requests else f"{literal} | str"
-    match schema.get("type"):
+    match str(schema.get("type")):
         case "array":
             return f"list[{_type(schema['items'], requests)}]"
         case "object":
@@ -156,9 +162,8 @@ def _type(schema: dict[str, Any], requests: dict[str, Any] | None = None) -> str
             return f"dict[str, {_type(values, requests) if isinstance(values, dict) else 'object'}]"
         case "string" if schema.get("format") == "date-time":
             return "datetime | str" if requests else "Time"
-        case str(scalar):
-            return _SCALARS[scalar]
-    return "object"
+        case scalar:
+            return _SCALARS.get(scalar, "object")
 
 
 def _formatted(source: str) -> str:

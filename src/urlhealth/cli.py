@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from urlhealth import alerts_cli, history_cli, monitors_cli
+from urlhealth import alerts_cli, history_cli, monitors_cli, remote_cli
 from urlhealth.errors import ConfigurationError, InvalidRequest, InvalidUrls, UrlHealthError
 from urlhealth.printing import print_json_lines, print_pools, print_results, print_table, result_json, result_line
 
@@ -33,6 +33,7 @@ app.add_typer(features_app, name="features")
 app.add_typer(monitors_cli.app, name="monitors")
 app.add_typer(history_cli.app, name="history")
 app.add_typer(alerts_cli.app, name="alerts")
+remote_cli.add_to(app, monitors=monitors_cli.app, history=history_cli.app)
 models_app = typer.Typer(help="Work on the registered models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 

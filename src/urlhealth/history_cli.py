@@ -1,14 +1,25 @@
 """`urlhealth history`: histories into the store, and out of it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from urlhealth.printing import print_table
 
-app = typer.Typer(help="Import and export what URLs have been like.", no_args_is_help=True)
+
+class _OrUrl(TyperGroup):
+    """Takes `history URL` for `history show URL`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and any("://" in argument for argument in args):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_OrUrl, help="Show, import and export what URLs have been like.", no_args_is_help=True)
 
 
 @app.command("import")

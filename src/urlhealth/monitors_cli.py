@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from urlhealth.crawl.store import CrawlStore
     from urlhealth.vocabulary import Monitor, MonitorSpec
 
-app: Final = typer.Typer(help="Keep monitors in a file.", no_args_is_help=True)
+app: Final = typer.Typer(help="List monitors, and keep them in a file.", no_args_is_help=True)
 
 #: Exit code of a dry run that found something to do; 1 is an error.
 WOULD_CHANGE: Final = 2

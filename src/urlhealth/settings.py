@@ -117,6 +117,10 @@ class Settings(BaseSettings):
     log_json: bool = Field(
         False, description="Whether the server's log is JSON lines, one for each request too, with the request's id."
     )
+    server: str = Field(
+        "http://127.0.0.1:8000", description="Address of the running platform that the command line asks."
+    )
+    server_key: str = Field("", description="API key that it asks with. Empty: none.", repr=False)
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
