@@ -1,11 +1,13 @@
 """Load on an HTTP server from a few keep-alive connections, as cheap as Python has it: it shares the server's cores."""
 
 import json
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 CONNECTIONS: Final = 4
@@ -63,10 +65,17 @@ class Load:
     took: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    #: CPU time of the servers meanwhile, in seconds; 0 where nobody counted it.
+    cpu_s: float = 0.0
 
     @property
     def per_second(self) -> float:
         return len(self.took) / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU time of the servers for a request: what is left to compare where a machine is busy with other work."""
+        return 1000 * self.cpu_s / max(1, len(self.took))
 
     def ms(self, share: float) -> float:
         """A quantile of the times, in ms."""
@@ -79,23 +88,33 @@ class Load:
         return Load(due=list(due), took=list(took), failures=self.failures, seconds=self.seconds - (end - start))
 
     def __str__(self) -> str:
+        cpu = f", CPU {self.cpu_ms:6.2f} ms" if self.cpu_s else ""
         failed = f", {len(self.failures)} FAILED ({self.failures[0]})" if self.failures else ""
-        return f"{self.per_second:8.1f} requests/s, p50 {self.ms(0.5):7.2f} ms, p99 {self.ms(0.99):7.2f} ms{failed}"
+        return (
+            f"{self.per_second:8.1f} requests/s, p50 {self.ms(0.5):7.2f} ms, p99 {self.ms(0.99):7.2f} ms{cpu}{failed}"
+        )
 
 
 def load(
-    make: Callable[[], Call], *, seconds: float, rate: float | None = None, connections: int = CONNECTIONS
+    make: Callable[[], Call],
+    *,
+    seconds: float,
+    rate: float | None = None,
+    connections: int = CONNECTIONS,
+    pids: Sequence[int] = (),
 ) -> Load:
     """Ask from several connections at once, each as soon as its last answer is there.
 
     Args:
         make: called once for each connection.
+        pids: the servers, whose CPU time is counted with that of their children.
         rate: requests a second of all together; each is then due at its time, and what it waits for is counted too.
     """
     result, lock = Load(seconds=seconds), threading.Lock()
     calls = [make() for _ in range(connections)]
     for call in calls:
         call(0)  # connections and caches, not measured
+    before_s = sum(map(_cpu_s, pids))
     started = time.perf_counter()
 
     def run(number: int) -> None:
@@ -126,4 +145,13 @@ def load(
         thread.start()
     for thread in threads:
         thread.join()
+    result.cpu_s = sum(map(_cpu_s, pids)) - before_s
     return result
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time of a process and those that it started and are still there."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = " ".join(file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children"))
+    return own + sum(_cpu_s(int(child)) for child in children.split())

@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] = ()) -> None:
     with tempfile.TemporaryDirectory(dir=BENCH) as name:
         bench = Bench(Path(name), entities=options.entities, seconds=options.seconds)
         bench.ours()
+        bench.chain()
+        bench.bento()
         bench.log_on_and_off()
         bench.swap_and_shadow()
-        bench.bento()
-        bench.chain()
     print(f"load {os.getloadavg()[0]:.1f}")
 
 
@@ -77,15 +77,15 @@ class Bench:
         with self._serve(port) as process:
             print(f"urlhealth serve is ready after {time.perf_counter() - started:.1f} s")
             for urls in (1, 100):
-                self._measure(f"{urls} URLs, one horizon", self._by_url(port, urls))
+                self._measure(f"{urls} URLs, one horizon", self._by_url(port, urls), process.pid)
             most = self._ours["1 URLs, one horizon"].per_second
             half = load(self._by_url(port, 1, horizons=3), seconds=self._seconds, rate=most / 2)
             for urls in (1, 100, 1000):
-                self._measure(f"{urls} URLs, all horizons", self._by_url(port, urls, horizons=3))
+                self._measure(f"{urls} URLs, all horizons", self._by_url(port, urls, horizons=3), process.pid)
             print(f"  1 URL, all horizons, {most / 2:.0f} a second: {half}")
             one = load(self._by_url(port, 1000, horizons=3), seconds=self._seconds, connections=1)
             print(f"  1000 URLs, all horizons, one connection: {one}")
-            self._measure("V2 JSON, 100 rows", self._v2(port))
+            self._measure("V2 JSON, 100 rows", self._v2(port), process.pid)
             print(
                 f"  memory of the worker {_memory_mb(process.pid):.0f} MB, at most {_memory_mb(process.pid, 'HWM'):.0f}"
             )
@@ -144,29 +144,34 @@ class Bench:
         mlflow += ("--env-manager", "local", "--workers", "1")
         bare = (sys.executable, str(PEERS / "bare_scoring.py"), str(self._folder / "model.joblib"), str(bare_port))
         with ExitStack() as servers:
-            servers.enter_context(self._program(feast, feast_port, "/health"))
-            servers.enter_context(self._program(mlflow, mlflow_port, "/ping"))
-            servers.enter_context(self._program(bare, bare_port, "/docs"))
+            feast_pid = servers.enter_context(self._program(feast, feast_port, "/health")).pid
+            mlflow_pid = servers.enter_context(self._program(mlflow, mlflow_port, "/ping")).pid
+            bare_pid = servers.enter_context(self._program(bare, bare_port, "/docs")).pid
             for urls in (1, 100):
-                chained = load(self._chained(feast_port, mlflow_port, urls), seconds=self._seconds)
+                chained = load(
+                    self._chained(feast_port, mlflow_port, urls), seconds=self._seconds, pids=(feast_pid, mlflow_pid)
+                )
                 print(f"chain, {urls} URLs: {chained}")
                 for horizons in ("one horizon", "all horizons"):
                     self._compare(f"{urls} URLs, {horizons}", chained)
             rows = self._rng.normal(size=(100, len(FEATURES))).astype(np.float32).tolist()
-            routed = load(_sending(bare_port, [post("/score", {"rows": rows})]), seconds=self._seconds)
+            asked = _sending(bare_port, [post("/score", {"rows": rows})])
+            routed = load(asked, seconds=self._seconds, pids=[bare_pid])
             print(f"bare FastAPI and scikit-learn, 100 rows in the request: {routed}")
             self._compare("100 URLs, one horizon", routed)
             split = {"dataframe_split": {"columns": FEATURES, "data": rows}}
-            scored = load(_sending(mlflow_port, [post("/invocations", split)]), seconds=self._seconds)
+            asked = _sending(mlflow_port, [post("/invocations", split)])
+            scored = load(asked, seconds=self._seconds, pids=[mlflow_pid])
             print(f"mlflow models serve, 100 rows: {scored}")
             self._compare("V2 JSON, 100 rows", scored)
 
-    def _measure(self, name: str, make: Callable[[], Call]) -> None:
-        self._ours[name] = load(make, seconds=self._seconds)
+    def _measure(self, name: str, make: Callable[[], Call], pid: int) -> None:
+        self._ours[name] = load(make, seconds=self._seconds, pids=[pid])
         print(f"  {name}: {self._ours[name]}", flush=True)
 
     def _compare(self, ours: str, other: Load) -> None:
-        print(f"  ours, {ours}: {self._ours[ours].per_second / other.per_second:.1f} times as many a second")
+        rate, cpu = self._ours[ours].per_second / other.per_second, other.cpu_ms / self._ours[ours].cpu_ms
+        print(f"  ours, {ours}: {rate:.1f} times as many a second, at 1/{cpu:.1f} of the CPU time", flush=True)
 
     def _by_url(self, port: int, urls: int, *, horizons: int = 1) -> Callable[[], Call]:
         asked = ["1h", "6h", "24h"][:horizons]
