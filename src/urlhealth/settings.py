@@ -18,8 +18,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from urlhealth.errors import ConfigurationError
 
-#: The checkout (or the unpacked bento) that this module runs from.
-ROOT = Path(__file__).resolve().parents[2]
+#: The checkout, or the unpacked bento, that this module runs from: where the feature repository lies.
+_HERE: Final = Path(__file__).resolve()
+ROOT = next((folder for folder in _HERE.parents if (folder / "feature_repo").is_dir()), _HERE.parents[2])
 
 #: What is wrong with a value, by the type of pydantic's error.
 _WRONG: Final = {
