@@ -15,7 +15,9 @@ from starlette.types import Scope
 
 from urlhealth.crawl.schedule import LAGS_S, Punctuality
 from urlhealth.errors import UrlHealthError
+from urlhealth.features.drift import Drift
 from urlhealth.platform import Platform
+from urlhealth.prediction.drift import load
 from urlhealth.prediction.quality import LiveQuality
 from urlhealth.prediction.stages import BOUNDS_S, STAGES, Stages
 from urlhealth.vocabulary import TaskStatus
@@ -85,6 +87,7 @@ class _PlatformCollector(Collector):
         if platform.live_quality is not None:
             yield from _quality(platform.live_quality)
         yield from _punctuality(platform.crawl.punctuality)
+        yield from _drift(load(platform.settings.drift_file))
         try:
             counts, lag = platform.crawl.counts(), platform.pipeline_lag()
         except UrlHealthError:
@@ -139,6 +142,23 @@ def _punctuality(found: Punctuality) -> Iterator[Metric]:
         "Slots in which a monitor was not probed, because nobody could in time.",
         value=found.skipped,
     )
+
+
+def _drift(found: Drift | None) -> Iterator[Metric]:
+    """The newest comparison of serving with training, by `urlhealth features drift` or a retraining."""
+    if found is None:
+        return
+    psi = GaugeMetricFamily("urlhealth_feature_psi", "Population stability index since training.", labels=["feature"])
+    ks = GaugeMetricFamily("urlhealth_feature_ks", "Kolmogorov-Smirnov distance since training.", labels=["feature"])
+    missing = GaugeMetricFamily(
+        "urlhealth_feature_missing_share", "Share of vectors without the feature.", labels=["feature", "period"]
+    )
+    for feature in found.features:
+        psi.add_metric([feature.feature], feature.psi)
+        ks.add_metric([feature.feature], feature.ks)
+        missing.add_metric([feature.feature, "training"], feature.missing_reference)
+        missing.add_metric([feature.feature, "serving"], feature.missing_current)
+    yield from (psi, ks, missing)
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

@@ -445,6 +445,38 @@ def features_check() -> None:
         raise typer.Exit(1)
 
 
+@features_app.command("drift")
+def features_drift(
+    reference: Annotated[
+        str, typer.Option(help="Period to compare with: FROM/TO (ISO 8601; UTC unless it says else), or training.")
+    ] = "training",
+    current: Annotated[str | None, typer.Option(help="Period FROM/TO that is compared. [default: --hours]")] = None,
+    hours: Annotated[float, typer.Option(help="Hours until now that are compared.", min=0.01)] = 24,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Folder to write an HTML report to.")] = None,
+) -> None:
+    """How far features have moved: PSI, KS and missing shares of any two periods, or of serving against training."""
+    import json
+
+    from urlhealth.prediction import drift, drift_report
+
+    periods = [None if text in (None, "training") else drift.Period.parse(text) for text in (reference, current)]
+    with _platform() as platform:
+        found = platform.drift(*periods, hours=hours)
+    if as_json:
+        sys.stdout.write(json.dumps(drift.as_json(found)) + "\n")
+    else:
+        print_table(
+            ("feature", "PSI", "KS", "missing before", "missing now"),
+            (
+                (f.feature, f"{f.psi:.3f}", f"{f.ks:.3f}", f"{f.missing_reference:.1%}", f"{f.missing_current:.1%}")
+                for f in found.features
+            ),
+        )
+    if report is not None:
+        Console(stderr=True).print(f"report: {drift_report.write(found, report)}", soft_wrap=True)
+
+
 @app.command()
 def doctor() -> None:
     """Say which stores are in use, and whether each works."""

@@ -17,6 +17,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
+import numpy as np
 import sqlalchemy as sa
 
 from urlhealth.crawl.crawler import Crawler
@@ -50,9 +51,11 @@ if TYPE_CHECKING:
     from urlhealth.crawl.rollups import Rollups
     from urlhealth.crawl.served import ServedLog
     from urlhealth.feast_stores.stores import FeatureStores
+    from urlhealth.features.drift import Drift
     from urlhealth.pipeline import Pipeline
     from urlhealth.prediction.champion import ChampionWatch
     from urlhealth.prediction.current import Rescorer
+    from urlhealth.prediction.drift import Period
     from urlhealth.prediction.predictor import Predictor
     from urlhealth.prediction.quality import LiveQuality
     from urlhealth.prediction.shadow import Shadow
@@ -395,6 +398,34 @@ class Platform:
             if not mine:
                 self._stop.wait(self.settings.pipeline_poll_s)
         self.features.apply()
+
+    def drift(
+        self, reference: "Period | None" = None, current: "Period | None" = None, *, hours: float = 24
+    ) -> "Drift":
+        """What became of the features from one period to another; the newest comparison with training is kept.
+
+        Args:
+            reference: by default all time until the champion was trained.
+            current: by default the last hours.
+
+        Raises:
+            InvalidRequest: no reference is given, and the champion was not trained here.
+            NotEnoughHistory: there are no features of a period.
+        """
+        from urlhealth.prediction import drift
+
+        now_ms = self.clock()
+        found = drift.between(
+            self.crawl,
+            self.features,
+            reference or drift.training_period(self.settings.resolved_tracking_uri),
+            current or drift.Period(since_ms=now_ms - round(hours * 3_600_000), until_ms=now_ms),
+            known_for_s=self.settings.known_for_s,
+            rng=np.random.default_rng(0),
+        )
+        if reference is None:
+            drift.save(found, self.settings.drift_file)
+        return found
 
     def roll_up(self) -> None:
         """Return when every stored verdict is in the roll-ups, unless another process is the writer and does it."""

@@ -176,6 +176,11 @@ class Settings(BaseSettings):
         """Where the embedded Feast stores and registry are."""
         return self.home / "feast"
 
+    @property
+    def drift_file(self) -> Path:
+        """Where the newest comparison of training with serving is."""
+        return self.home / "drift.json"
+
     def feast_yaml_text(self) -> str:
         """The text of `feast_yaml`, its `${VAR}` replaced from the environment, as Feast does it."""
         return os.path.expandvars(self.feast_yaml.read_text())

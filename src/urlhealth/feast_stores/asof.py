@@ -1,8 +1,9 @@
 """The point-in-time join: for each entity row, which feature row was the newest at its instant. Polars, no Feast.
 
-Imported only by the offline store.
+Imported only where history is read.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import polars as pl
@@ -10,7 +11,7 @@ import polars as pl
 #: Columns of instants, `Datetime("us", "UTC")`; CREATED may be absent.
 AT = "__at"
 CREATED = "__created"
-_LEFT, _RIGHT = "__left", "__right"
+_LEFT, _RIGHT, _ROW = "__left", "__right", "__row"
 
 
 def instant(column: str, dtype: pl.DataType) -> pl.Expr:
@@ -53,6 +54,25 @@ def newest_at(left: pl.DataFrame, right: pl.DataFrame, keys: list[str], ttl: tim
     )
     rows = pl.select(pl.int_range(left.height, dtype=pl.UInt32).alias(_LEFT))
     return rows.join(joined, on=_LEFT, how="left", maintain_order="left")[_RIGHT]
+
+
+def values_at(
+    left: pl.DataFrame, rows: pl.LazyFrame, keys: Sequence[str], columns: Sequence[str], ttl: timedelta | None
+) -> pl.DataFrame:
+    """The named columns of `rows` as of each row of `left`; nulls where there is no row. See :func:`newest_at`.
+
+    In two passes, so that of a long history only keys and instants, and the rows that were found, are in memory.
+    """
+    numbered = rows.with_row_index(_ROW)
+    present = rows.collect_schema()
+    known = numbered.select(_ROW, *keys, *(column for column in (AT, CREATED) if column in present))
+    if keys:
+        known = known.join(left.lazy().select(list(keys)).unique(), on=list(keys), how="semi", maintain_order="left")
+    right = known.collect(engine="streaming")
+    found = right[_ROW].gather(newest_at(left, right.drop(_ROW), list(keys), ttl)).alias(_ROW)
+    wanted = found.drop_nulls().unique().to_frame()
+    values = numbered.select(_ROW, *columns).join(wanted.lazy(), on=_ROW, how="semi").collect(engine="streaming")
+    return found.to_frame().join(values, on=_ROW, how="left", maintain_order="left").drop(_ROW)
 
 
 def newest(frame: pl.DataFrame, keys: list[str]) -> pl.Series:

@@ -14,9 +14,7 @@ from feast.repo_config import RepoConfig
 from feast.types import from_feast_to_pyarrow_type
 
 from urlhealth.feast_stores import sources
-from urlhealth.feast_stores.asof import AT, CREATED, instant, newest_at
-
-_ROW = "__row"
+from urlhealth.feast_stores.asof import AT, instant, values_at
 
 
 def with_instants(entities: pd.DataFrame, event_column: str) -> pd.DataFrame:
@@ -88,16 +86,7 @@ def join_view(
     rows = _read_view(config, view, features, since=since, until=last)
     stored = rows.collect_schema()
     left = left.with_columns(_comparable(key, left.schema[key], stored[key]) for key in keys)
-    # In two passes, so that of a long history only keys and instants, and the features that were found, are in memory.
-    numbered = rows.with_row_index(_ROW)
-    known = numbered.select(_ROW, *keys, *(column for column in (AT, CREATED) if column in stored))
-    if keys:
-        known = known.join(left.lazy().select(list(keys)).unique(), on=list(keys), how="semi", maintain_order="left")
-    right = known.collect(engine="streaming")
-    found = right[_ROW].gather(newest_at(left, right.drop(_ROW), list(keys), view.ttl or None)).alias(_ROW)
-    wanted = found.drop_nulls().unique().to_frame()
-    values = numbered.select(_ROW, *features).join(wanted.lazy(), on=_ROW, how="semi").collect(engine="streaming")
-    return sources.to_arrow(found.to_frame().join(values, on=_ROW, how="left", maintain_order="left").drop(_ROW))
+    return sources.to_arrow(values_at(left, rows, list(keys), features, view.ttl or None))
 
 
 def _comparable(key: str, given: pl.DataType, stored: pl.DataType) -> pl.Expr:

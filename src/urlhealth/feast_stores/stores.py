@@ -28,7 +28,7 @@ from urlhealth.feast_stores.consistency import Consistency, compare
 from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_FILE, online_rows, store_path
 from urlhealth.feast_stores.rows import OnlineRows, Row, string_keys, table_name
-from urlhealth.features.catalog import STATE_VIEWS
+from urlhealth.features.catalog import STATE_VIEWS, URL_STATE
 from urlhealth.features.columns import StateRows, States, StateView
 from urlhealth.settings import ROOT, Settings, quiet_third_parties
 
@@ -195,6 +195,49 @@ class FeatureStores:
             states[present] = _layout(view).heads(packed)["state"]
             ts_ms[present] = np.asarray(events, np.int64) // 1000
         return OnlineStates(states=states, ts_ms=ts_ms)
+
+    def as_of(self, view: StateView, keys: Sequence[str], t_ms: npt.NDArray[np.int64]) -> OnlineStates:
+        """The states of the entities with these keys as of an instant each, shape (n,), from the offline store.
+
+        Raises:
+            StoreUnavailable: a file of the store is damaged.
+        """
+        import polars as pl
+
+        from urlhealth.feast_stores.asof import AT, CREATED, values_at
+
+        folder, until_us = self._offline / view.name, int(t_ms.max(initial=0)) * 1000
+        if not (len(keys) and segments.files(folder, until_us=until_us)):
+            return OnlineStates(states=view.initial(len(keys)), ts_ms=np.zeros(len(keys), np.int64))
+        rows = segments.scan(folder, until_us=until_us).rename({_EVENT: AT, _CREATED: CREATED})
+        at = pl.Series(t_ms * 1000).cast(pl.Datetime("us", "UTC"))
+        left = pl.DataFrame({view.entity: pl.Series(list(keys), dtype=pl.String), AT: at})
+        found = values_at(left, rows, [view.entity], [AT, *(column.name for column in view.columns)], None)
+        ts_ms = found[AT].dt.epoch("ms").fill_null(0).to_numpy()
+        return OnlineStates(states=view.from_arrow(found.to_arrow()), ts_ms=ts_ms)
+
+    def lives(self, since_ms: int, until_ms: int) -> tuple[list[str], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """URLs with verdicts in [since, until], and the first and the last of these of each; from the offline store.
+
+        Raises:
+            StoreUnavailable: a file of the store is damaged.
+        """
+        import polars as pl
+
+        folder, since_us, until_us = self._offline / URL_STATE.name, since_ms * 1000, until_ms * 1000
+        if not segments.files(folder, since_us=since_us, until_us=until_us):
+            return [], np.zeros(0, np.int64), np.zeros(0, np.int64)
+        at = pl.col(_EVENT).dt.epoch("ms")
+        found = (
+            segments.scan(folder, since_us=since_us, until_us=until_us)
+            .select(URL_STATE.entity, at=at)
+            .filter(pl.col("at").is_between(since_ms, until_ms))
+            .group_by(URL_STATE.entity)
+            .agg(first=pl.col("at").min(), last=pl.col("at").max())
+            .sort(URL_STATE.entity)
+            .collect(engine="streaming")
+        )
+        return found[URL_STATE.entity].to_list(), found["first"].to_numpy(), found["last"].to_numpy()
 
     def feast(self) -> "FeatureStore":
         """Feast's own view of the same stores; made once (importing Feast takes seconds)."""

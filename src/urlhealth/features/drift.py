@@ -17,6 +17,7 @@ from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names as names_of
 
 Vectors = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 #: PSI from which a change is large, by custom (Siddiqi, see :func:`psi`).
 LARGE_PSI: Final = 0.25
@@ -37,6 +38,11 @@ class FeatureDrift:
     #: Shares of the vectors in which the feature is not known.
     missing_reference: float
     missing_current: float
+    #: Upper edges of the bins, which are k; a last bin, the (k + 1)th, is beyond.
+    bin_edges: tuple[float, ...]
+    #: Shares of the vectors in these k + 1 bins.
+    shares_reference: tuple[float, ...]
+    shares_current: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +69,12 @@ def compare(reference: Vectors, current: Vectors, *, names: Sequence[str] | None
             at least one row.
         names: of the features; by default those of `VECTOR`.
     """
-    features = [
-        FeatureDrift(
-            feature=name,
-            psi=psi(was, now),
-            ks=ks(was, now),
-            missing_reference=float(np.isnan(was).mean()),
-            missing_current=float(np.isnan(now).mean()),
-        )
-        for name, was, now in zip(names or names_of(VECTOR), reference.T, current.T, strict=True)
-    ]
+    features = [_compared(*each) for each in zip(names or names_of(VECTOR), reference.T, current.T, strict=True)]
     features.sort(key=lambda feature: -feature.psi)
     return Drift(rows_reference=len(reference), rows_current=len(current), features=tuple(features))
 
 
-def psi(reference: npt.NDArray[np.floating], current: npt.NDArray[np.floating]) -> float:
+def psi(reference: Values, current: Values) -> float:
     """Population stability index: the sum over bins of (q - p) ln(q / p), p and q being the shares of each side.
 
     Source: N. Siddiqi, Credit Risk Scorecards (Wiley 2006), "system stability report"; it is the Jeffreys divergence of
@@ -91,7 +88,7 @@ def psi(reference: npt.NDArray[np.floating], current: npt.NDArray[np.floating]) 
     return float(np.sum((q - p) * np.log(q / p)))
 
 
-def ks(reference: npt.NDArray[np.floating], current: npt.NDArray[np.floating]) -> float:
+def ks(reference: Values, current: Values) -> float:
     """Kolmogorov-Smirnov distance: the largest difference of the two cumulative distributions; NaN if one is empty.
 
     Source: N. Smirnov, Table for estimating the goodness of fit of empirical distributions (Ann. Math. Stat. 1948).
@@ -104,7 +101,7 @@ def ks(reference: npt.NDArray[np.floating], current: npt.NDArray[np.floating]) -
     return float(np.abs(below[0] - below[1]).max())
 
 
-def bin_edges(reference: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def bin_edges(reference: Values) -> npt.NDArray[np.float64]:
     """Upper edges of the bins: tenths of the reference. A value that fills a tenth and more has a bin of its own."""
     known = np.asarray(reference[~np.isnan(reference)], np.float64)
     if not len(known):
@@ -114,7 +111,22 @@ def bin_edges(reference: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return np.unique(np.concatenate((tenths, np.nextafter(repeated, -np.inf))))
 
 
-def _shares(values: npt.NDArray[np.floating], edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _compared(name: str, reference: Vectors, current: Vectors) -> FeatureDrift:
+    edges = bin_edges(reference)
+    was, now = _shares(reference, edges).tolist(), _shares(current, edges).tolist()
+    return FeatureDrift(
+        feature=name,
+        psi=psi(reference, current),
+        ks=ks(reference, current),
+        missing_reference=was[-1],
+        missing_current=now[-1],
+        bin_edges=tuple(edges.tolist()),
+        shares_reference=tuple(was[:-1]),
+        shares_current=tuple(now[:-1]),
+    )
+
+
+def _shares(values: Values, edges: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Share of the values in each bin (from an edge, excluded, to the next, included), and of those missing."""
     missing = np.isnan(values)
     counts = np.bincount(np.searchsorted(edges, values[~missing].astype(np.float64)), minlength=len(edges) + 1)
