@@ -8,8 +8,14 @@ the batch: its segment has the same name and replaces the first, and the online 
 what it has. So a crash counts nothing twice and skips nothing.
 
 A rebuild is a position too. Whoever is the writer then makes all features anew, beside those in use, and publishes them
-in the same way; a crash leaves it to the next writer.
+in the same way; a crash leaves it to the next writer. Targets that share no host and no group are folded apart.
 """
+
+import marshal
+from collections.abc import Iterator
+from contextlib import suppress
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 
@@ -18,11 +24,12 @@ from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features.advance import advance
-from urlhealth.features.verdicts import Verdicts
 from urlhealth.vocabulary import Clock
 
 #: Verdicts that one step takes at most: bounds its memory and the time until its state is saved.
 BATCH = 5_000
+#: Targets that a rebuild folds together, unless more belong together: what is carried of one takes 3 kB and more.
+TARGETS = 2_000
 
 
 class Pipeline:
@@ -86,24 +93,34 @@ class Pipeline:
         return position != REBUILD and not self._probes.count_verdicts_after(position)
 
     def _rebuild(self) -> int:
-        """Fold every stored verdict in the order of time; returns how many there were."""
-        history = self._all_verdicts()
-        carried: dict[str, dict[str, bytes]] = {"url": {}, "host": {}, "group": {}}
-        with self._features.draft() as draft:
-            for start in range(0, len(history), BATCH):
-                batch = history.take(slice(start, start + BATCH))
-                advanced = advance(carried, batch, known_for_s=self._known_for_s, late_s=self._late_s)
+        """Fold every stored verdict in the order of time; returns how many there were.
+
+        Part by part of the targets, and what is carried of a finished part waits on disk: memory is bounded.
+        """
+        count = position = part = 0
+        carried = _nothing()
+        with self._features.draft() as draft, TemporaryFile() as finished:
+            for number, verdicts in self._probes.verdicts_by_part(targets_a_part=TARGETS, limit=BATCH):
+                if number != part:
+                    marshal.dump(carried, finished)
+                    part, carried = number, _nothing()
+                advanced = advance(carried, verdicts, known_for_s=self._known_for_s, late_s=self._late_s)
                 for rows in advanced.rows:
-                    draft.write(rows, segment=f"rebuilt-{start:016d}", created_ms=self._clock())
+                    draft.write(rows, segment=f"rebuilt-{count:016d}", created_ms=self._clock())
                 for kind, states in advanced.carried.items():
                     carried[kind].update(states)
-            position = int(history.probe_id.max()) if len(history) else 0
-            self._carried.save(position, carried, lease=self._lease, publish=draft.publish)
-        return len(history)
+                count += len(verdicts)
+                position = max(position, int(verdicts.probe_id.max()))
+            self._carried.save(position, carried, lease=self._lease, publish=draft.publish, more=_dumped(finished))
+        return count
 
-    def _all_verdicts(self) -> Verdicts:
-        parts = [self._probes.verdicts_after(0, limit=BATCH)]
-        while len(parts[-1]) == BATCH:
-            parts.append(self._probes.verdicts_after(int(parts[-1].probe_id[-1]), limit=BATCH))
-        history = Verdicts.concatenate(parts)
-        return history.take(np.lexsort((history.probe_id, history.ts_ms)))
+
+def _nothing() -> dict[str, dict[str, bytes]]:
+    return {"url": {}, "host": {}, "group": {}}
+
+
+def _dumped(file: IO[bytes]) -> Iterator[dict[str, dict[str, bytes]]]:
+    file.seek(0)
+    with suppress(EOFError):
+        while True:
+            yield marshal.load(file)

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
+from urlhealth import pipeline
 from urlhealth.crawl.carried import REBUILD, CarriedStore
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.store import CrawlStore
@@ -225,6 +226,46 @@ def test_a_rebuild_brings_in_what_came_too_late_and_doubles_nothing(
     for now, was in zip(offline(tmp_path), live[0], strict=True):
         assert now.equals(was)
     assert online(writer) == live[1]
+
+
+def test_a_rebuild_part_by_part_is_the_same(
+    process: Callable[[str], Process], probes: CrawlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three parts, read in small batches: one host has two groups, one of these two hosts, two targets are alone."""
+    named = [("a", "x", "g1"), ("b", "x", "g2"), ("c", "y", "g2"), ("d", "z", "g3"), ("e", "v", "g4")]
+    targets = [Target(url=f"https://{host}.com/{path}", host=f"{host}.com", group=group) for path, host, group in named]
+    writer = process("writer")
+    assert writer.lease.acquire()
+    for minutes in ([0, 1, 2], [3, 4, 6], [9]):
+        probes.import_probes(
+            (target, ProbeResult(target=target.key, ts_ms=T0_MS + 60_000 * minute + 1000 * i, outcome=outcome))
+            for minute in minutes
+            for i, target in enumerate(targets)
+            for outcome in [Outcome.OK if (minute + i) % 3 else Outcome.TIMEOUT]
+        )
+        writer.pipeline.step()
+    keys = {
+        "url": [t.key for t in targets],
+        "host": sorted({t.host for t in targets}),
+        "group": ["g1", "g2", "g3", "g4"],
+    }
+
+    def everything() -> tuple[list[pl.DataFrame], list[bytes], list[dict[str, bytes]]]:
+        states = [writer.features.read(view, keys[view.entity]).states.tobytes() for view in STATE_VIEWS]
+        return offline(tmp_path), states, [writer.carried.load(kind, of_kind) for kind, of_kind in keys.items()]
+
+    live = everything()
+    monkeypatch.setattr(pipeline, "BATCH", 4)
+    monkeypatch.setattr(pipeline, "TARGETS", 1)
+    parts = [number for number, _ in probes.verdicts_by_part(targets_a_part=1, limit=100)]
+    assert len(set(parts)) == 3
+    writer.pipeline.request_rebuild()
+    assert writer.pipeline.step() == 7 * len(targets)
+    rebuilt = everything()
+    assert [now.equals(was) for now, was in zip(rebuilt[0], live[0], strict=True)] == [True] * 3
+    assert rebuilt[1] == live[1]
+    assert [len(of_kind) for of_kind in rebuilt[2]] == [5, 4, 4]
+    assert writer.pipeline.is_current()
 
 
 def test_a_step_under_way_when_a_rebuild_is_asked_for_is_refused(

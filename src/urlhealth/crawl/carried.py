@@ -1,7 +1,8 @@
 """What the feature pipeline keeps between its batches: each entity's carried state, and how far it has read."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Final
 
 import sqlalchemy as sa
@@ -16,6 +17,8 @@ from urlhealth.errors import LeaseLost
 REBUILD: Final = -1
 
 _NAME: Final = "features"
+#: Bounds the memory that a statement's parameters take.
+_ROWS_A_STATEMENT: Final = 2_000
 #: Counted: what was computed from states of before an erasure would bring back what was erased.
 _ERASURES: Final = "erasures"
 
@@ -59,30 +62,23 @@ class CarriedStore:
         *,
         lease: Lease,
         publish: Callable[[], None] | None = None,
+        more: Iterable[Mapping[str, Mapping[str, bytes]]] = (),
     ) -> None:
         """Replace the position and the given states (by kind and key) in one transaction.
 
         Args:
+            more: further states, of other keys; held in memory one after the other.
             publish: called within it, when it is certain that this process is the writer, and stays it until the end.
 
         Raises:
             LeaseLost: another process is the writer, or was meanwhile; nothing was written or published.
         """
-        rows = [
-            {"kind": kind, "key": key, "state": state}
-            for kind, by_key in states.items()
-            for key, state in by_key.items()
-        ]
         with writing(self._engine) as connection:
             self._fence(connection, lease)
             if publish is not None:
                 publish()
-            if rows:
-                upsert = insert(connection, carried_states)
-                upsert = upsert.on_conflict_do_update(
-                    index_elements=["kind", "key"], set_={"state": upsert.excluded.state}
-                )
-                connection.execute(upsert, rows)
+            for some in chain([states], more):
+                _write_states(connection, some)
             self._write_position(connection, position)
             marks = _marks(connection)
         self._seen.marks = marks
@@ -110,6 +106,16 @@ class CarriedStore:
     def _write_position(self, connection: sa.Connection, position: int) -> None:
         upsert = insert(connection, pipeline_positions).values(name=_NAME, probe_id=position)
         connection.execute(upsert.on_conflict_do_update(index_elements=["name"], set_={"probe_id": position}))
+
+
+def _write_states(connection: sa.Connection, states: Mapping[str, Mapping[str, bytes]]) -> None:
+    upsert = insert(connection, carried_states)
+    upsert = upsert.on_conflict_do_update(index_elements=["kind", "key"], set_={"state": upsert.excluded.state})
+    rows = (
+        {"kind": kind, "key": key, "state": state} for kind, by_key in states.items() for key, state in by_key.items()
+    )
+    while some := list(islice(rows, _ROWS_A_STATEMENT)):
+        connection.execute(upsert, some)
 
 
 def count_erasure(connection: sa.Connection) -> None:

@@ -85,6 +85,13 @@ def writing(engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
     return engine.execution_options(writes=True).begin()
 
 
+def snapshot(engine: sa.Engine) -> AbstractContextManager[sa.Connection]:
+    """A transaction that reads, several times, what was there when it read first."""
+    if engine.dialect.name == "postgresql":
+        engine = engine.execution_options(isolation_level="REPEATABLE READ")
+    return engine.begin()  # SQLite's transactions are so anyway
+
+
 def insert(connection: sa.Connection, table: sa.Table) -> sqlite.Insert:
     """An INSERT with `on_conflict_do_nothing` and `on_conflict_do_update`, which both dialects spell alike."""
     dialect: Any = sqlite

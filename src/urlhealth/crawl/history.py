@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import chunks, order_probe_ids, select, writing
+from urlhealth.crawl.database import chunks, order_probe_ids, select, snapshot, writing
 from urlhealth.crawl.records import (
     LOOKUP_CHUNK,
     TARGET_COLUMNS,
@@ -103,6 +104,32 @@ class History(Records):
             rows = connection.execute(query).all()
         return _verdicts_of(rows)
 
+    def verdicts_by_part(self, *, targets_a_part: int, limit: int) -> Iterator["tuple[int, Verdicts]"]:
+        """All verdicts that feed features, as they are when the first is asked for: part by part, each by time.
+
+        Targets that share a host or a group are in the same part, so that what is pooled by these is whole in it.
+
+        Args:
+            targets_a_part: how many targets it takes to fill a part; one whose targets all belong together has more.
+            limit: verdicts at once.
+
+        Yields:
+            the part's number, and some of its verdicts.
+        """
+        query = (
+            sa.select(
+                probes.c.id, targets.c.key, targets.c.host, targets.c.group, probes.c.outcome, *_columns(_NUMBERS)
+            )
+            .join(targets, targets.c.id == probes.c.target_id)
+            .where(probes.c.feeds_features)
+            .order_by(probes.c.ts_ms, probes.c.id)
+        )
+        with snapshot(self._engine) as connection:
+            for number, groups in enumerate(_parts(connection, targets_a_part)):
+                some = query.where(targets.c.group.in_(groups)) if groups else query
+                for rows in connection.execution_options(yield_per=limit).execute(some).partitions(limit):
+                    yield number, _verdicts_of(rows)
+
     def count_verdicts_after(self, probe_id: int) -> int:
         """How many verdicts :meth:`verdicts_after` would give in all."""
         query = sa.select(sa.func.count()).select_from(probes).where(*_after(probe_id))
@@ -167,6 +194,37 @@ def _mark(connection: sa.Connection, imported: dict[int, Target], source: ProbeS
 
 def _columns(names: Iterable[str]) -> list[sa.ColumnElement[Any]]:
     return [probes.c[name] for name in names]
+
+
+def _parts(connection: sa.Connection, targets_a_part: int) -> Iterator[list[str]]:
+    """Groups in parts that share no host; an empty list for a single part of all groups."""
+    count = sa.func.count().label("count")
+    query = sa.select(targets.c.host, targets.c.group, count).group_by(targets.c.host, targets.c.group)
+    above: dict[str, str] = {}  # a forest over groups: those with one root belong together
+
+    def root(group: str) -> str:
+        while (parent := above.setdefault(group, group)) != group:
+            above[group] = above[parent]
+            group = parent
+        return group
+
+    first_of_host: dict[str, str] = {}
+    sizes: Counter[str] = Counter()
+    for host, group, number in connection.execute(query):
+        above[root(group)] = root(first_of_host.setdefault(host, group))
+        sizes[group] += number
+    together: dict[str, list[str]] = {}
+    for group in sizes:
+        together.setdefault(root(group), []).append(group)
+    parts: list[list[str]] = [[]]
+    size = 0
+    for groups in together.values():
+        if size >= targets_a_part or len(parts[-1]) >= LOOKUP_CHUNK:
+            parts.append([])
+            size = 0
+        parts[-1] += groups
+        size += sum(sizes[group] for group in groups)
+    yield from parts if len(parts) > 1 else [[]]
 
 
 def _verdicts_of(rows: Sequence[Any]) -> "Verdicts":
