@@ -129,6 +129,9 @@ def _filled(engine: sa.Engine, rows: int) -> str:
     """A finished task with so many results, made by the database itself."""
     task_id = uuid.uuid4().hex
     with writing(engine) as connection:
+        connection.execute(
+            sa.text("SET LOCAL session_replication_role = replica")
+        )  # what is made refers to what is there
         number = connection.scalar(
             sa.text(
                 "INSERT INTO tasks (task_id, status, options, total, done, outcomes, workers, created_ms, finished_ms) "
