@@ -110,6 +110,9 @@ def worker(
 @app.command()
 def crawl(
     urls: Annotated[list[str] | None, typer.Argument(help="URLs to probe once.")] = None,
+    in_files: Annotated[
+        bool, typer.Option("--in-files", help="The arguments are files: probe the links in them.")
+    ] = False,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="File with a URL a line; - is standard input.")
     ] = None,
@@ -120,6 +123,12 @@ def crawl(
         typer.Option("-o", "--option", help="Any option of a task, as in `-o timeout_s=5 -o method=HEAD`. Repeatable."),
     ] = None,
     exit_zero: Annotated[bool, typer.Option(help="Exit with 0 although a URL failed.")] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="File of links known to fail: exit with 1 only if another one does.")
+    ] = None,
+    write_baseline: Annotated[
+        bool, typer.Option("--write-baseline", help="Write what fails now to that file, and exit with 0.")
+    ] = False,
 ) -> None:
     """Probe URLs once and print what was found; exit code 1 if any failed.
 
@@ -129,10 +138,23 @@ def crawl(
     from urlhealth.probing.urls import UrlLines
     from urlhealth.vocabulary import Outcome
 
+    if write_baseline and baseline is None:
+        raise InvalidRequest("say which file to write: --baseline FILE")
+    from urlhealth import link_check
+
+    known_failures = None if baseline is None else link_check.Baseline(baseline)
+    if known_failures is not None and not write_baseline:
+        known_failures.compare({})  # What is wrong with the file is said before anything is probed.
+    places = link_check.links_in(urls or ()) if in_files else {}
+    if in_files:
+        urls = list(places)
+        if not urls and file is None:
+            return
     options = parse_options(dict(map(_named_value, option or ())) | ({"verify_tls": False} if insecure else {}))
     as_table = sys.stdout.isatty() and not as_json
     line_of = result_json if as_json else result_line
     failed = False
+    outcomes: dict[str, str] = {}
     with _lines(file) as lines, _platform(check=False) as platform:
         platform.start(features=False, predict=False)
         before = platform.crawl.last_probe_id()
@@ -148,6 +170,8 @@ def crawl(
         try:
             for some in _answered(platform, task, after=before, progress=as_table):
                 failed |= any(item.outcome != Outcome.OK for item in some)
+                if known_failures is not None or in_files:
+                    outcomes |= {item.sent_url: str(item.outcome) for item in some}
                 if as_table:
                     shown += some
                 else:
@@ -162,6 +186,16 @@ def crawl(
         print_results(sorted(shown, key=attrgetter("position")))
     if cancelled:
         raise InvalidRequest(f"the task {task.task_id} was cancelled before all its URLs were probed")
+    if known_failures is not None:
+        if write_baseline:
+            typer.echo(f"{baseline}: {known_failures.write(outcomes)} links that fail", err=True)
+            return
+        compared = known_failures.compare(outcomes)
+        failed, outcomes = bool(compared.new), dict(compared.new)
+        typer.echo(compared.summary(), err=True)
+    for url, outcome in outcomes.items():
+        if outcome != Outcome.OK and (in_files or known_failures is not None):
+            typer.echo(f"{places[url]}: {outcome}: {url}" if url in places else f"{outcome}: {url}", err=True)
     if failed and not exit_zero:
         raise typer.Exit(1)
 
