@@ -1,6 +1,8 @@
 """What all inference protocols share: URLs or features in, named columns out. None of them asks the model otherwise."""
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
@@ -150,8 +152,11 @@ def asked_model(platform: Platform, model: str, version: str | None = None) -> C
     return platform.versions.named(MODEL_NAME if version is None else f"{MODEL_NAME}/{version}")
 
 
-def json_object(body: bytes) -> Any:
+def json_object(body: bytes, *, with_nan: bool = False) -> Any:
     """What a JSON body says.
+
+    Args:
+        with_nan: take the words NaN and Infinity too, which are not JSON: MLflow's own client sends them.
 
     Raises:
         InvalidRequest: it is not JSON.
@@ -159,6 +164,9 @@ def json_object(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if with_nan:
+            with suppress(ValueError, RecursionError):
+                return json.loads(body)
         raise InvalidRequest(f"the body is not JSON: {error}") from None
 
 

@@ -86,7 +86,7 @@ def invocations(body: Body, request: Request, platform: PlatformDep, request_id:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/csv":
         answer = _of_csv(platform, body, request_id)
     else:
-        match json_object(body):
+        match json_object(body, with_nan=True):
             case {"dataframe_split": {"columns": list(names), "data": list(rows)}}:
                 answer = _of_columns(platform, _columns(names, rows), request_id)
             case {"dataframe_records": list(rows)} | {"instances": list(rows)} | {"inputs": list(rows)}:

@@ -81,6 +81,8 @@ def cases() -> Iterator[tuple[str, str, bytes]]:
             yield path, what, content
         for kind, of, table in (("URLs", of_urls, URLS), ("rows", of_rows, ROWS)):
             for what, items in table.items() if of else ():
+                if (path, what) == ("/invocations", "NaN as a word"):
+                    continue  # MLflow's own client sends it: unknown
                 yield path, f"{kind}: {what}", json.dumps(of(items)).encode()
 
 
@@ -108,6 +110,16 @@ def test_the_server_goes_on(http: TestClient) -> None:
         for of, items in ((of_urls, ["https://a.example"] * 2), (of_rows, [ROW])):
             if of is not None:
                 assert http.post(path, json=of(items)).status_code == 200
+
+
+def test_nan_as_mlflows_client_sends_it_is_unknown(http: TestClient) -> None:
+    def scores(value: float | None) -> Any:
+        body = PROTOCOLS["/invocations"][2]
+        assert body is not None
+        content = json.dumps(body([[value, *ROW[1:]]])).encode()
+        return http.post("/invocations", content=content).raise_for_status().json()
+
+    assert scores(float("nan")) == scores(None)
 
 
 @pytest.mark.parametrize(
