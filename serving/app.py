@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from serving import errors, openapi
+from serving.graphql import route as graphql
 from serving.metrics import Metrics
 from serving.middleware import LocalOnly, RequestMiddleware
 from serving.routes import (
@@ -85,6 +86,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         instances,
         submit,
         alerts,
+        graphql,
         health,
         pages,
     )

@@ -20,6 +20,7 @@ TAGS: Final = [
     {"name": "open inference protocol", "description": "V2 over REST, for clients of Triton and KServe."},
     {"name": "V1", "description": "For clients of TensorFlow Serving and KServe."},
     {"name": "MLflow", "description": "For clients of `mlflow models serve`."},
+    {"name": "GraphQL", "description": "Several of these in one query, read-only."},
     {"name": "operations", "description": "Health and metrics of the platform itself."},
     {
         "name": "small crawler",

@@ -10,6 +10,7 @@ from urlhealth.crawl.database import run, writing
 from urlhealth.crawl.erasing import Erasing
 from urlhealth.crawl.history import History
 from urlhealth.crawl.monitors import MonitorStore
+from urlhealth.crawl.newest import NewestProbes
 from urlhealth.crawl.pools import PoolReading
 from urlhealth.crawl.reading import Reading
 from urlhealth.crawl.retention import Retention
@@ -27,7 +28,9 @@ _COLUMNS: Final = ("owner", "request_id", "ts_ms", *_LOGGED)
 _INSERT: Final = f"INSERT INTO predictions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
-class CrawlStore(TaskStore, History, Reading, Erasing, Retention, Bulk, MonitorStore, PoolReading, Schedule, WorkStore):
+class CrawlStore(
+    TaskStore, History, Reading, NewestProbes, Erasing, Retention, Bulk, MonitorStore, PoolReading, Schedule, WorkStore
+):
     """Tasks, targets with their history, monitors, the runner's work, and the log of what was predicted.
 
     Usable from any thread, and from any number of processes on one database. Every change is on disk when its method
