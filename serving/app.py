@@ -28,6 +28,7 @@ from serving.routes import (
     score,
     submit,
     tasks,
+    ui,
     urls,
 )
 from urlhealth.platform import Platform
@@ -89,6 +90,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         graphql,
         health,
         pages,
+        ui,
     )
     for resource in resources:
         app.include_router(resource.router)

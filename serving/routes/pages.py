@@ -1,14 +1,13 @@
-"""Pages for people: URLs by risk, and Swagger UI. Everything that they load comes from this server."""
+"""The first page: what will fail next, and why; and Swagger UI. All that they load comes from this server."""
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
-from starlette.templating import Jinja2Templates
 
-from serving.dependencies import PlatformDep
+from serving.dependencies import Cursor, PlatformDep
+from serving.rendering import render
 from urlhealth.crawl.current import CurrentPrediction
 from urlhealth.features.wording import duration
 from urlhealth.platform import Platform
@@ -17,15 +16,7 @@ from urlhealth.vocabulary import LOCAL_OWNER, FeatureVector, Freshness, Health
 router = APIRouter(include_in_schema=False)
 
 HORIZON: Final = "24h"
-MAX_ROWS: Final = 200
-
-_templates = Jinja2Templates(Path(__file__).parents[1] / "templates")
-_HEADERS: Final = {
-    # Swagger UI sets styles and images of its own; scripts come from files only.
-    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
-    "Referrer-Policy": "same-origin",
-}
+MAX_ROWS: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +24,9 @@ class Row:
     """One line of the list."""
 
     target: str
+    url: str
+    #: Of a target with options of its own.
+    name: str | None = None
     health: Health
     freshness: Freshness
     #: Age of the newest probe.
@@ -48,24 +42,31 @@ class Row:
 
 
 @router.get("/")
-def overview(request: Request, platform: PlatformDep) -> Response:
+def overview(request: Request, platform: PlatformDep, cursor: Cursor = None) -> Response:
     """URLs by risk, riskiest first; where nothing is predicted yet, URLs with their state."""
-    return _templates.TemplateResponse(request, "overview.html", _context(platform), headers=_HEADERS)
+    return render(request, "overview.html", _context(platform, cursor))
 
 
 @router.get("/docs")
 def docs(request: Request) -> Response:
     """Swagger UI."""
-    return _templates.TemplateResponse(request, "docs.html", headers=_HEADERS)
+    return render(request, "docs.html")
 
 
-def _context(platform: Platform) -> dict[str, Any]:
-    riskiest = platform.current.riskiest(horizon=HORIZON, limit=MAX_ROWS, owner=LOCAL_OWNER).items
+def _context(platform: Platform, cursor: str | None) -> dict[str, Any]:
+    page = platform.current.riskiest(horizon=HORIZON, limit=MAX_ROWS, cursor=cursor, owner=LOCAL_OWNER)
+    rows = [_row(item) for item in page.items]
+    champion = platform.champion.current
+    first = page.items[0].prediction if page.items else None
     return {
-        "rows": [_row(item) for item in riskiest] or _without_model(platform),
-        "model": f"{riskiest[0].prediction.model} version {riskiest[0].prediction.model_version}" if riskiest else None,
+        "rows": rows or _without_model(platform),
+        "model": None if first is None else f"{first.model} version {first.model_version}",
         "horizon": HORIZON,
-        "total": platform.crawl.counts()["targets"],
+        "counts": platform.overview.counts(owner=LOCAL_OWNER),
+        "pace": platform.overview.probes_per_s(),
+        "lag": platform.pipeline_lag(),
+        "champion": None if champion is None else champion.version,
+        "next_cursor": page.next_cursor,
     }
 
 
@@ -73,6 +74,8 @@ def _row(item: CurrentPrediction) -> Row:
     prediction = item.prediction
     return Row(
         target=prediction.target,
+        url=prediction.sent_url,
+        name=prediction.target[len(prediction.sent_url) + 1 :] or None,
         health=prediction.health,
         freshness=prediction.status,
         age_s=prediction.age_s,
@@ -89,6 +92,7 @@ def _without_model(platform: Platform) -> list[Row]:
     return [
         Row(
             target=vector.target,
+            url=vector.sent_url,
             health=_health(vector),
             freshness=vector.status,
             age_s=vector.age_s,

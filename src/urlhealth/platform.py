@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from urlhealth.alerts.store import AlertStore
     from urlhealth.crawl.carried import CarriedStore
     from urlhealth.crawl.current import CurrentPredictions
+    from urlhealth.crawl.overview import Overview
     from urlhealth.crawl.rollups import Rollups
     from urlhealth.crawl.served import ServedLog
     from urlhealth.feast_stores.stores import FeatureStores
@@ -290,6 +291,13 @@ class Platform:
         to_ms = self.clock() if to_ms is None else to_ms
         from_ms = to_ms - _QUALITY_DAYS * _DAY_MS if from_ms is None else from_ms
         return live_quality(self.served, from_ms=from_ms, to_ms=to_ms, owner=owner)
+
+    @cached_property
+    def overview(self) -> "Overview":
+        from urlhealth.crawl.overview import Overview
+
+        assert self._database is not None
+        return Overview(self._database, clock=self.clock)
 
     @cached_property
     def alerts(self) -> "AlertStore":

@@ -122,6 +122,9 @@ class Settings(BaseSettings):
         "http://127.0.0.1:8000", description="Address of the running platform that the command line asks."
     )
     server_key: str = Field("", description="API key that it asks with. Empty: none.", repr=False)
+    status_page: bool = Field(
+        False, description="Whether there is a status page (/status, /status.rss) of the monitors, by tag."
+    )
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),

@@ -279,7 +279,7 @@ _TARGETS: Final = sa.select(
     targets.c.group,
     monitors.c.tags,
     monitors.c.maintenance,
-).outerjoin(monitors, monitors.c.target_id == targets.c.id)
+).outerjoin(monitors, sa.and_(monitors.c.owner == targets.c.owner, monitors.c.target_id == targets.c.id))
 
 
 def _conspicuous(rules: Sequence[StoredRule], new: Sequence[Any], now_ms: int) -> Iterator[int]:

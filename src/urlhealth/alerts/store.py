@@ -7,7 +7,7 @@ crashes. A message is claimed, in a transaction of its own, at the moment in whi
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
@@ -247,9 +247,9 @@ class AlertStore(Records):
                     connection.execute(sa.insert(pipeline_positions).values(name=_NAME, probe_id=seen))
                 else:
                     connection.execute(sa.update(pipeline_positions).where(move).values(probe_id=seen))
-            for opening in _still_possible(connection, openings):
-                values = {name: getattr(opening, name) for name in opening.__slots__}
-                connection.execute(sa.insert(alerts).values(values | {"opened_ms": now_ms}))
+            rows = [asdict(opening) | {"opened_ms": now_ms} for opening in _still_possible(connection, openings)]
+            if rows:
+                connection.execute(sa.insert(alerts), rows)
             for closing in closings:
                 # One that was not told yet is never told.
                 due_ms = sa.case((alerts.c.told_ms.is_(None), None), else_=sa.literal(closing.due_ms, sa.BigInteger))

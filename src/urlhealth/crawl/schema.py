@@ -252,6 +252,9 @@ predictions: Final = sa.Table(
 # What was served in a span of time.
 sa.Index(None, predictions.c.owner, predictions.c.ts_ms)
 
+# A target's, for its page.
+sa.Index(None, predictions.c.owner, predictions.c.target, predictions.c.ts_ms)
+
 rollups: Final = sa.Table(
     "rollups",
     metadata,
@@ -319,6 +322,16 @@ current_predictions: Final = sa.Table(
 # Pages of all targets, and of a group's, by risk.
 _by_risk = current_predictions.c.probability, current_predictions.c.target_id
 sa.Index("ix_current_predictions_risk", current_predictions.c.owner, current_predictions.c.horizon, *_by_risk)
+# Counts of an owner's targets: one row a target.
+_one_each = current_predictions.c.horizon == sa.literal_column("'24h'")
+sa.Index(
+    "ix_current_predictions_counts",
+    current_predictions.c.owner,
+    current_predictions.c.health,
+    current_predictions.c.status,
+    sqlite_where=_one_each,
+    postgresql_where=_one_each,
+)
 sa.Index(
     "ix_current_predictions_group",
     current_predictions.c.owner,
