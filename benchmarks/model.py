@@ -23,7 +23,7 @@ from benchmarks.baselines import EIGHT, eight, logistic
 from models import tables
 from models.backtest import predict
 from models.dataset import Dataset, History, Vectors, labelled, whole_grid
-from models.evaluation import counted, reliability
+from models.evaluation import average_precision, counted, ranked, reliability
 from models.recipe import fitted
 from models.replay import replay
 from urlhealth.settings import ROOT
@@ -163,27 +163,6 @@ def report(grid: Grid, P: Floats, Q: Floats, *, resamples: int) -> None:
             f"10 % to 90 % of owners {low:+.1%} to {high:+.1%}, "
             f"better for {np.mean(np.array(gains) > 0):.0%} of {len(gains)}"
         )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Ranked:
-    """Labels in the order of falling scores; rows with equal scores end together."""
-
-    order: npt.NDArray[np.int64]
-    y: Floats
-    ends: npt.NDArray[np.int64]
-
-
-def ranked(p: Floats, y: Floats) -> Ranked:
-    order = np.argsort(-p, kind="stable")
-    return Ranked(order=order, y=y[order], ends=np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1))
-
-
-def average_precision(ranks: Ranked, weights: Floats | None = None) -> float:
-    """Average precision of weighted rows, as scikit-learn computes it, without sorting again."""
-    w = np.ones(len(ranks.y)) if weights is None else weights[ranks.order]
-    hits, seen = np.cumsum(w * ranks.y)[ranks.ends], np.cumsum(w)[ranks.ends]
-    return float(np.sum(np.diff(hits, prepend=0) * hits / np.maximum(seen, 1e-300)) / hits[-1]) if hits[-1] else 0.0
 
 
 def resampled(owner: npt.NDArray[np.int64], resamples: int) -> npt.NDArray[np.int64]:

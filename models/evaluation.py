@@ -16,8 +16,9 @@ Floats = npt.NDArray[np.float64]
 #: Probabilities are kept this far from 0 and 1 for the log loss.
 _TINY = 1e-6
 BINS = 10
-#: Bootstrap draws of a comparison.
+#: Bootstrap draws of a comparison, and of the intervals of single figures.
 RESAMPLES = 1_000
+INTERVAL_RESAMPLES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,6 @@ def binary_metrics(p: Floats, y: Floats) -> Metrics:
     """Figures of probabilities p of labels y, both shape (n,)."""
     if not len(y):
         return Metrics(rows=0, **dict.fromkeys(list(Metrics.__annotations__)[1:], float("nan")))
-    clipped = np.clip(p, _TINY, 1 - _TINY)
     both = 0 < y.mean() < 1
     predicted, observed, share = reliability(p, y)
     return Metrics(
@@ -71,9 +71,64 @@ def binary_metrics(p: Floats, y: Floats) -> Metrics:
         average_precision=float(metrics.average_precision_score(y, p)) if both else float("nan"),
         roc_auc=float(metrics.roc_auc_score(y, p)) if both else float("nan"),
         brier=float(np.mean((p - y) ** 2)),
-        log_loss=float(-np.mean(y * np.log(clipped) + (1 - y) * np.log1p(-clipped))),
+        log_loss=float(np.mean(log_loss(p, y))),
         ece=float(np.sum(share * np.abs(predicted - observed))),
     )
+
+
+def log_loss(p: Floats, y: Floats) -> Floats:
+    """Of each row, shape (n,)."""
+    p = np.clip(p, _TINY, 1 - _TINY)
+    losses: Floats = -(y * np.log(p) + (1 - y) * np.log1p(-p))
+    return losses
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranked:
+    """Labels in the order of falling scores; rows with equal scores end together."""
+
+    order: npt.NDArray[np.int64]
+    y: Floats
+    ends: npt.NDArray[np.int64]
+
+
+def ranked(p: Floats, y: Floats) -> Ranked:
+    """Rows by falling score, ready to be weighted again and again."""
+    order = np.argsort(-p, kind="stable")
+    return Ranked(order=order, y=y[order], ends=np.append(np.flatnonzero(np.diff(p[order])), len(p) - 1))
+
+
+def average_precision(ranks: Ranked, weights: Floats | None = None) -> float:
+    """Average precision of weighted rows, as scikit-learn computes it, without sorting again."""
+    w = np.ones(len(ranks.y)) if weights is None else weights[ranks.order]
+    hits, seen = np.cumsum(w * ranks.y)[ranks.ends], np.cumsum(w)[ranks.ends]
+    return float(np.sum(np.diff(hits, prepend=0) * hits / np.maximum(seen, 1e-300)) / hits[-1]) if hits[-1] else 0.0
+
+
+def intervals(
+    P: Floats, Y: Floats, failing: Floats, cluster: npt.NDArray[Any], rng: np.random.Generator
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """5 % and 95 % points of a bootstrap by cluster, by output, of the average precision and the Brier score.
+
+    Args: as of :func:`loss_difference`. Outputs without rows are left out.
+    """
+    names, number = np.unique(cluster.astype(str), return_inverse=True)
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=INTERVAL_RESAMPLES)
+    found = {}
+    for j, output in enumerate(PROBABILITIES):
+        rows = counted(output, Y, failing)
+        if not rows.any():
+            continue
+        p, y, own = P[rows, j], Y[rows, j], number[rows]
+        errors = np.bincount(own, (p - y) ** 2, len(names))
+        counts = np.bincount(own, minlength=len(names))
+        ranks = ranked(p, y)
+        drawn = {
+            "average_precision": [average_precision(ranks, draw[own].astype(np.float64)) for draw in draws],
+            "brier": (draws @ errors) / np.maximum(draws @ counts, 1),
+        }
+        found[output] = {name: (*np.quantile(values, (0.05, 0.95)).tolist(),) for name, values in drawn.items()}
+    return found
 
 
 def reliability(p: Floats, y: Floats, bins: int = BINS) -> tuple[Floats, Floats, Floats]:
@@ -93,13 +148,21 @@ def mean_log_loss(figures: Mapping[str, Metrics]) -> float:
 
 
 def loss_difference(
-    ours: Floats, theirs: Floats, Y: Floats, failing: Floats, cluster: npt.NDArray[Any], rng: np.random.Generator
+    ours: Floats,
+    theirs: Floats,
+    Y: Floats,
+    failing: Floats,
+    cluster: npt.NDArray[Any],
+    rng: np.random.Generator,
+    *,
+    weight: Floats | None = None,
 ) -> tuple[float, float, float]:
     """By how much our mean log loss is below theirs, and the 5 % and 95 % points of a bootstrap by cluster.
 
     Args:
         ours, theirs: probabilities of the same rows, shape (n, 6).
         cluster: strings, shape (n,): rows of one cluster are alike and are drawn together.
+        weight: shape (n,), how many rows each stands for; None is one.
     """
     names, number = np.unique(cluster.astype(str), return_inverse=True)
     sums, counts = np.zeros((2, len(names), len(PROBABILITIES)))
@@ -108,13 +171,14 @@ def loss_difference(
         y = Y[rows, j]
         ours_p, theirs_p = (np.clip(P[rows, j], _TINY, 1 - _TINY) for P in (ours, theirs))
         gain = y * np.log(ours_p / theirs_p) + (1 - y) * np.log((1 - ours_p) / (1 - theirs_p))
-        sums[:, j] = np.bincount(number[rows], gain, len(names))
-        counts[:, j] = np.bincount(number[rows], minlength=len(names))
+        w = np.ones(len(y)) if weight is None else weight[rows]
+        sums[:, j] = np.bincount(number[rows], w * gain, len(names))
+        counts[:, j] = np.bincount(number[rows], w, len(names))
     present = counts.sum(axis=0) > 0
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
 
     def mean_gain(drawn: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        gains: Floats = (drawn @ sums[:, present] / np.maximum(drawn @ counts[:, present], 1)).mean(axis=-1)
+        gains: Floats = (drawn @ sums[:, present] / np.maximum(drawn @ counts[:, present], _TINY)).mean(axis=-1)
         return gains
 
     low, high = np.quantile(mean_gain(draws), (0.05, 0.95))

@@ -1,13 +1,14 @@
 """How the forecaster is made: which features it learns from, and which rows. Measured by `benchmarks/model.py`."""
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
-from models.dataset import Dataset, thinned
+from models.dataset import Dataset, Floats, thinned
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
-from urlhealth.prediction.estimators import HealthForecaster
+from urlhealth.prediction.estimators import RIDGE, HealthForecaster
 
 STATE_FEATURE: Final = "failing_now"
 #: Features that tell the owners of the training data apart rather than what fails next. See docs/model-card.md.
@@ -51,12 +52,39 @@ MULTIPLIED: Final = (
 ALL_ROWS: Final = 200_000
 
 
-def fitted(rows: Dataset, *, seed: int = 0) -> HealthForecaster:
+#: What live probes know and most imported histories do not: of use where all was probed by urlhealth.
+PROBED: Final = (
+    "log_first_byte_ms",
+    "log_latency_ratio",
+    "cert_days_left",
+    "host_others_failing",
+    "log_host_others_onsets",
+)
+#: What training may try, in this order: how each differs from the recipe, which is the first.
+CANDIDATES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "recipe": {},
+    "with what probes know": {"use": (*LEARNT, *PROBED)},
+    "without products": {"multiplied": ()},
+    "less regularised": {"ridge": tuple(10 * c for c in RIDGE)},
+    "without trees": {"boosted": False},
+    "more regularised": {"ridge": tuple(0.1 * c for c in RIDGE)},
+}
+
+
+def candidate(name: str = "recipe", *, seed: int = 0, ridge_times: float = 1.0) -> HealthForecaster:
+    """One of :data:`CANDIDATES`, not fitted; `ridge_times` multiplies `C`, which counts rows."""
+    options: dict[str, Any] = {"use": LEARNT, "curved": CURVED, "multiplied": MULTIPLIED, "ridge": RIDGE}
+    options |= CANDIDATES[name]
+    options["ridge"] = tuple(ridge_times * c for c in options["ridge"])
+    return HealthForecaster(state_feature=STATE_FEATURE, seed=seed, **options)
+
+
+def rows_to_fit(rows: Dataset, *, seed: int = 0) -> tuple[Dataset, Floats | None]:
+    """The rows that are fitted to, and how many each stands for (None: one)."""
+    return thinned(rows, np.random.default_rng(seed)) if len(rows) > ALL_ROWS else (rows, None)
+
+
+def fitted(rows: Dataset, *, seed: int = 0, name: str = "recipe") -> HealthForecaster:
     """A forecaster that has learnt from the rows."""
-    weight = None
-    if len(rows) > ALL_ROWS:
-        rows, weight = thinned(rows, np.random.default_rng(seed))
-    forecaster = HealthForecaster(
-        state_feature=STATE_FEATURE, use=LEARNT, curved=CURVED, multiplied=MULTIPLIED, seed=seed
-    )
-    return forecaster.fit(rows.X, rows.Y, feature_names=names(VECTOR), weight=weight)
+    rows, weight = rows_to_fit(rows, seed=seed)
+    return candidate(name, seed=seed).fit(rows.X, rows.Y, feature_names=names(VECTOR), weight=weight)

@@ -21,7 +21,7 @@ from urlhealth.feast_stores.segments import write_atomically
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features import vector
 from urlhealth.features.advance import advance
-from urlhealth.features.catalog import STATE_VIEWS, URL_STATE
+from urlhealth.features.catalog import STATE_VIEWS, URL_STATE, VECTOR
 from urlhealth.features.columns import StateRows, States
 from urlhealth.features.verdicts import Verdicts
 from urlhealth.settings import ROOT, Settings
@@ -56,6 +56,8 @@ def replay(history: Verdicts, url: npt.NDArray[Any], t_ms: Ints, *, known_for_s:
         history: ordered by time.
         url, t_ms: shape (n,); a URL need not be in the history.
     """
+    if not len(url):
+        return Replayed(X=np.zeros((0, len(VECTOR)), np.float32), freshness=np.zeros(0, dtype=object))
     number, keys = pd.factorize(url)
     owners = dict(zip(history.target, zip(history.host, history.group, strict=True), strict=True))
     entities = np.array([(key, *owners.get(key, ("", ""))) for key in keys], dtype=object).reshape(-1, 3)[number]

@@ -1,4 +1,4 @@
-"""Train on the stored history: rows through Feast, a model and two baselines, a run in MLflow, perhaps a new champion.
+"""Train on the stored history: rows through Feast, a model and baselines, a run in MLflow, perhaps a new champion.
 
 The newest part of the records is held out, with a gap before it so that no label reaches from one part into the
 other. What is registered is the very model that was measured: it is not fitted anew to all rows. So its figures are its
@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from models import dataset, registry, tables
+from models.baselines import eight, logistic
 from models.dataset import AHEAD_MS, STEP_MS, WARM_UP_MS, Dataset, History
-from models.evaluation import Floats, Metrics, evaluate, loss_difference, mean_log_loss
+from models.evaluation import Floats, Metrics, counted, evaluate, loss_difference, mean_log_loss
 from models.labels import HOUR_MS
 from models.recipe import LEARNT, STATE_FEATURE, fitted
 from models.replay import replay
 from models.runs import log_run
+from models.search import BUDGET, search
 from urlhealth.errors import ModelMismatch, NotEnoughHistory, StoreUnavailable
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
@@ -33,8 +36,17 @@ if TYPE_CHECKING:
     from urlhealth.settings import Settings
 
 #: Features that each baseline learns from beside the state now; one logistic curve for targets up, one for failing.
-BASELINES: Final = {"as it is now": (), "its past failure rate": ("failing_share_ever",)}
+BASELINES: Final = {
+    "as it is now": (),
+    "its past failure rate": ("failing_share_ever",),
+    "its flips": ("log_flips_24h", "log_flips_7d"),
+}
+#: The logistic regression of `models.baselines`.
+EIGHT_FEATURES: Final = "eight features"
 BASELINE_RIDGE: Final = (1.0,) * len(PROBABILITIES)
+
+#: Why a training is made that nobody gave a reason for.
+ASKED: Final = "it was asked for"
 
 #: Share of the time that is held out, and the least that it must be.
 TEST_SHARE = 0.2
@@ -67,6 +79,8 @@ def train(
     *,
     seed: int = 0,
     promote: bool = True,
+    budget: int = BUDGET,
+    why: str = ASKED,
     max_rows: int = 200_000,
     report: Callable[[str], Any] = print,
 ) -> TrainingReport:
@@ -77,6 +91,8 @@ def train(
     Args:
         seed: of the instants chosen and of the trees.
         promote: False leaves the champion as it is.
+        budget: how many of `recipe.CANDIDATES` are tried, the first ones; 1 is no search.
+        why: what made somebody train, for the note in MLflow.
         max_rows: rows to learn from and to test on together.
         report: called with a line of text for each step.
 
@@ -89,7 +105,7 @@ def train(
     history = dataset.read_history(platform.crawl)
     _require_length(history)
     rows = dataset.build(platform.features.feast(), history, known_for_s=known_for_s, max_rows=max_rows, rng=rng)
-    return _train(platform.settings, history, rows, seed=seed, promote=promote, report=report)
+    return _train(platform.settings, history, rows, seed=seed, promote=promote, budget=budget, why=why, report=report)
 
 
 def train_from(
@@ -98,6 +114,8 @@ def train_from(
     *,
     seed: int = 0,
     promote: bool = True,
+    budget: int = BUDGET,
+    why: str = ASKED,
     max_rows: int = 700_000,
     report: Callable[[str], Any] = print,
 ) -> TrainingReport:
@@ -118,18 +136,27 @@ def train_from(
         lambda entities, at_ms: replay(verdicts, entities[:, 0], at_ms, known_for_s=settings.known_for_s).X,
         known_for_s=settings.known_for_s,
     )
-    return _train(settings, history, rows, seed=seed, promote=promote, report=report)
+    return _train(settings, history, rows, seed=seed, promote=promote, budget=budget, why=why, report=report)
 
 
 def _train(
-    settings: "Settings", history: History, rows: Dataset, *, seed: int, promote: bool, report: Callable[[str], Any]
+    settings: "Settings",
+    history: History,
+    rows: Dataset,
+    *,
+    seed: int,
+    promote: bool,
+    budget: int,
+    why: str,
+    report: Callable[[str], Any],
 ) -> TrainingReport:
     report(f"history: {len(history.ts_ms):,} verdicts of {len(history.url):,} targets, {_days(_length_ms(history))}")
     learn, test, test_from_ms = split(rows)
     _require_classes(learn, test)
     report(f"rows: {len(learn):,} to learn from, {len(test):,} newer ones to test on, {rows.X.shape[1]} features each")
 
-    model = fitted(learn, seed=seed)
+    found = search(learn, budget=budget, seed=seed, report=report)
+    model = fitted(learn, seed=seed, name=found.name)
     baselines = {
         name: HealthForecaster(state_feature=STATE_FEATURE, use=use, ridge=BASELINE_RIDGE, boosted=False).fit(
             learn.X, learn.Y, feature_names=names(VECTOR)
@@ -137,6 +164,7 @@ def _train(
         for name, use in BASELINES.items()
     }
     predictions = {name: made.predict_proba(test.X) for name, made in {"model": model, **baselines}.items()}
+    predictions[EIGHT_FEATURES] = _eight_features(history, learn, test, known_for_s=settings.known_for_s)
     metrics = {name: evaluate(P, test.Y, test.failing) for name, P in predictions.items()}
     for line in _table(metrics):
         report(line)
@@ -154,11 +182,22 @@ def _train(
         "features": len(VECTOR),
         "learnt": len(LEARNT),
         "estimator": type(model).__name__,
+        "budget": budget,
+        "candidate": found.name,
         "boosted": model.boosted,
         "ridge": tuple(model.ridge),
     }
     with registry.tracking(settings) as client:
-        version = log_run(model, predictions, learn, test, params=params, tags={"test_from_ms": str(test_from_ms)})
+        version = log_run(
+            model,
+            predictions,
+            learn,
+            test,
+            cluster=_clusters(test)[1],
+            params=params,
+            tags={"test_from_ms": str(test_from_ms), "why": why},
+            candidates=found.losses,
+        )
         better, reason = _judge(client, test, predictions, metrics)
         promoted = promote and better
         if promoted:
@@ -167,7 +206,8 @@ def _train(
             client.set_registered_model_alias(MODEL_NAME, registry.CHALLENGER, version)
         if better and not promote:
             reason = f"would be promoted, but was not to be ({reason})"
-        client.update_model_version(MODEL_NAME, version, description=reason)
+        registered = client.update_model_version(MODEL_NAME, version, description=reason)
+        client.set_tag(registered.run_id, "mlflow.note.content", f"Trained because: {why}.\n\nDecided: {reason}.")
     report(f"{MODEL_NAME} version {version} {'is the champion' if promoted else 'is a challenger'}: {reason}")
     return TrainingReport(version=version, promoted=promoted, reason=reason, metrics=metrics)
 
@@ -242,11 +282,37 @@ def _judge(
 
 def _gain(ours: Floats, theirs: Floats, rows: Dataset) -> tuple[bool, str]:
     """Whether ours are better than theirs beyond noise, and by how much, in words."""
-    cluster = rows.group if len(set(rows.group)) >= FEWEST_GROUPS else rows.t_ms // (24 * HOUR_MS)
-    kind = "group" if cluster is rows.group else "day"
+    kind, cluster = _clusters(rows)
     gain, low, high = loss_difference(ours, theirs, rows.Y, rows.failing, cluster, np.random.default_rng(0))
     verdict = "better beyond noise" if low > 0 else "worse beyond noise" if high < 0 else "no difference beyond noise"
     return low > 0, f"{verdict}: mean log loss lower by {gain:.6f} (5 % to 95 % by {kind}: {low:.6f} to {high:.6f})"
+
+
+def _clusters(rows: Dataset) -> tuple[str, npt.NDArray[Any]]:
+    """What a bootstrap draws together: rows of a group or, where groups are few, of a day."""
+    if len(set(rows.group)) >= FEWEST_GROUPS:
+        return "group", rows.group
+    return "day", rows.t_ms // (24 * HOUR_MS)
+
+
+def _eight_features(history: History, learn: Dataset, test: Dataset, *, known_for_s: float) -> Floats:
+    """Probabilities of the test rows by the logistic regression on eight features, shape (n, 6)."""
+    number = {url: i for i, url in enumerate(history.url)}
+
+    def features(rows: Dataset) -> Floats:
+        target = np.array([number[url] for url in rows.target], dtype=np.int64)
+        return eight(history, target, rows.t_ms, known_for_s=known_for_s)
+
+    X, X_test = features(learn), features(test)
+    P = np.zeros(test.Y.shape)
+    for j, output in enumerate(PROBABILITIES):
+        rows = counted(output, learn.Y, learn.failing)
+        y = learn.Y[rows, j]
+        if 0 < y.sum() < len(y):
+            P[:, j] = logistic(X[rows], y).predict_proba(X_test)[:, 1]
+        else:
+            P[:, j] = y.mean() if len(y) else 0.0
+    return P
 
 
 def _require_length(history: History) -> None:

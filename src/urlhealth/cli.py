@@ -207,8 +207,14 @@ def train(
     history: Annotated[
         Path | None, typer.Option(help="Parquet file to learn from in place of the stored history; as for backtest.")
     ] = None,
+    budget: Annotated[int, typer.Option(help="Candidates tried before the best is trained; 1: no search.", min=1)] = 4,
 ) -> None:
     """Train on the stored history, log it to MLflow, register it, and promote it if it is better."""
+    _train(seed=seed, promote=promote, history=history, budget=budget)
+
+
+def _train(*, seed: int, promote: bool, history: Path | None = None, **options: Any) -> None:
+    """`options`: as of `models.training.train`."""
     from models import training
     from urlhealth.settings import load_settings, quiet_third_parties
 
@@ -219,18 +225,20 @@ def train(
 
     if history is not None:
         quiet_third_parties()
-        training.train_from(load_settings(), history, seed=seed, promote=promote, report=report)
+        training.train_from(load_settings(), history, seed=seed, promote=promote, report=report, **options)
         return
     with _platform() as platform:
         with console.status("Bringing features up to date"):
             platform.build_features()
-        training.train(platform, seed=seed, promote=promote, report=report)
+        training.train(platform, seed=seed, promote=promote, report=report, **options)
 
 
 @app.command()
-def retrain() -> None:
+def retrain(
+    why: Annotated[str, typer.Option(help="What makes it necessary, for the note in MLflow.")] = "it was asked for",
+) -> None:
     """Train on the newest history, and let the new model serve if it is better than the champion beyond noise."""
-    train(seed=int(time.time()), promote=True, history=None)
+    _train(seed=int(time.time()), promote=True, why=why)
 
 
 @app.command()

@@ -8,12 +8,13 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from models.backtest import forecast
+from models.backtest import forecast, report
 from models.registry import resolve
 from models.replay import replay
 from models.tables import read_history
 from models.training import train_from
 from urlhealth.cli import app
+from urlhealth.errors import InvalidRequest, NotEnoughHistory
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
@@ -122,6 +123,17 @@ def test_a_history_folded_in_small_batches_gives_the_same(tmp_path: Path, monkey
     assert set(whole.X[:, state]) == {0.0, 1.0}
 
 
+def test_a_history_of_which_nothing_follows_is_refused(tmp_path: Path) -> None:
+    model, settings, file = load_bundled(), Settings(home=tmp_path / "home", mlflow_tracking_uri=""), tmp_path / "h"
+    seen = pl.DataFrame({"url": URLS[:2], "ts": [START, START + timedelta(hours=999)], "status": ["up", "down"]})
+    seen[:1].write_parquet(file)
+    with pytest.raises(InvalidRequest, match="nothing is known of what followed"):
+        report(model, "url-health", file, tmp_path / "r", known_for_s=KNOWN_FOR_S)
+    seen.write_parquet(file)
+    with pytest.raises(NotEnoughHistory, match="too few"):
+        train_from(settings, file, report=lambda _: None)
+
+
 def test_the_report_says_how_good_the_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("URLHEALTH_HOME", str(tmp_path / "home"))
     source = str(history(tmp_path / "h.parquet", until_h=100))
@@ -135,8 +147,8 @@ def test_the_report_says_how_good_the_model_is(tmp_path: Path, monkeypatch: pyte
 
 def test_a_model_learns_from_such_a_file_and_is_judged_by_name(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", mlflow_tracking_uri="")
-    report = train_from(settings, history(tmp_path / "h.parquet"), promote=False, report=lambda _: None)
-    assert (report.version, report.promoted) == ("2", False)
+    made = train_from(settings, history(tmp_path / "h.parquet"), promote=False, budget=1, report=lambda _: None)
+    assert (made.version, made.promoted) == ("2", False)
     forecaster, label = resolve(settings, "url-health@challenger")
     assert label == "url-health version 2"
     source, at = tmp_path / "h.parquet", instants(tmp_path / "at", [300.0])

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from models import dataset, registry
+from models.recipe import CANDIDATES
 from models.runs import log_run
 from models.training import TrainingReport, compare, split, train
 from urlhealth.cli import app
@@ -125,14 +126,26 @@ def test_mlflow_has_the_whole_run(trained: Trained) -> None:
     run = mlflow_client.get_run(version.run_id)
     assert run.data.params["rows_train"].isdigit()
     for output in PROBABILITIES:
-        for prefix in ("", "as_it_is_now/", "its_past_failure_rate/"):
+        for prefix in ("", "as_it_is_now/", "its_past_failure_rate/", "its_flips/", "eight_features/"):
             assert f"{prefix}{output}/brier" in run.data.metrics
+        low, middle, high = (run.data.metrics[f"{output}/brier{part}"] for part in ("_low_5", "", "_high_95"))
+        assert low <= middle <= high
+    assert {"candidates/recipe/log_loss", "candidates/without_products/log_loss"} <= run.data.metrics.keys()
+    assert run.data.params["candidate"] in CANDIDATES
+    assert run.data.params["budget"] == "4"
+    note = run.data.tags["mlflow.note.content"]
+    assert "because: it was asked for" in note
+    assert trained.first.reason in note
     assert run.data.metrics["onset_24h/average_precision"] == pytest.approx(
         trained.first.metrics["model"]["onset_24h"].average_precision
     )
     plots = {Path(file.path).name for file in mlflow_client.list_artifacts(run.info.run_id, "plots")}
     assert plots == {"precision_recall.png", "roc.png", "reliability.png", "importance.png"}
-    assert "requirements.lock" in {file.path for file in mlflow_client.list_artifacts(run.info.run_id)}
+    files = {file.path for file in mlflow_client.list_artifacts(run.info.run_id)}
+    assert {"requirements.lock", "model-card.md", "importance.json"} <= files
+    card = Path(mlflow_client.download_artifacts(run.info.run_id, "model-card.md")).read_text()
+    assert "| onset_24h |" in card
+    assert "average precision: eight features" in card
     assert {"code_version", "data_fingerprint", "test_from_ms"} <= version.tags.keys()
     assert {entry.tags[0].value for entry in run.inputs.dataset_inputs} == {"training", "testing"}
 
@@ -242,7 +255,7 @@ def test_a_better_model_would_replace_the_champion_but_not_unasked(trained: Trai
     with registry.tracking(platform.settings) as mlflow_client:
         predictions = {"model": weak.predict_proba(test.X)}
         tags = {"test_from_ms": str(test_from_ms)}
-        version = log_run(weak, predictions, learn, test, params={}, tags=tags)
+        version = log_run(weak, predictions, learn, test, cluster=test.group, params={}, tags=tags)
         registry.promote(mlflow_client, version)
     report = train(platform, promote=False, report=lambda _: None)
     assert not report.promoted
