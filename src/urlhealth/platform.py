@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from urlhealth.prediction.drift import Period
     from urlhealth.prediction.predictor import Predictor
     from urlhealth.prediction.quality import LiveQuality
+    from urlhealth.prediction.retraining import Retraining
     from urlhealth.prediction.shadow import Shadow
     from urlhealth.prediction.versions import Versions
 
@@ -86,6 +87,8 @@ _MAX_WAITS: Final = 16
 #: Time between two looks at how good what was served has been, and how far back they go.
 _QUALITY_S: Final = 300.0
 _QUALITY_DAYS: Final = 7
+#: Time between two looks whether a retraining is due, or over.
+_RETRAIN_LOOK_S: Final = 5.0
 #: Time after which a loop that failed tries again.
 _RETRY_S = 1.0
 #: Longest time that a busy thread keeps the interpreter from the others: a request changes threads several times.
@@ -208,6 +211,12 @@ class Platform:
             share=self.settings.shadow_share,
             draw=random.random,
         )
+
+    @cached_property
+    def retraining(self) -> "Retraining":
+        from urlhealth.prediction.retraining import Retraining
+
+        return Retraining(self.settings, lease=self.lease, clock=self.clock)
 
     @cached_property
     def current(self) -> "CurrentPredictions":
@@ -363,6 +372,8 @@ class Platform:
             self._loop("prediction-log", self.prediction_log.write, _TURN_S)
             if settings.shadow_share:
                 self._loop("shadow", self.shadow.step, _TURN_S)
+        if features and predict and settings.retrain_every_h:
+            self._loop("retraining", self.retraining.step, _RETRAIN_LOOK_S)
         if features and predict:
             self._loop("quality", self._judge, _QUALITY_S)
             self._loop("current", self._rescore, settings.pipeline_poll_s)
@@ -382,6 +393,8 @@ class Platform:
                 steps.callback(self.prediction_log.write)
             if crawler is not None:
                 steps.callback(crawler.close)
+            if "retraining" in vars(self):
+                steps.callback(self.retraining.stop)
 
     def __enter__(self) -> Self:
         return self.open()

@@ -125,6 +125,9 @@ class Settings(BaseSettings):
     status_page: bool = Field(
         False, description="Whether there is a status page (/status, /status.rss) of the monitors, by tag."
     )
+    retrain_every_h: float = Field(
+        0.0, description="Hours from one retraining to the next, in a process of its own; 0 is none.", ge=0
+    )
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
@@ -199,6 +202,16 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigurationError("; ".join(map(_problem, error.errors()))) from error
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables by which a child process gets the same settings."""
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    return {
+        variable(name): ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def variable(field: str) -> str:

