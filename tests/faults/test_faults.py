@@ -62,7 +62,7 @@ def test_the_connection_to_the_broker_becomes_slow(between: Between, make_cluste
     cluster = make_cluster(url)
     cluster.start()
     task_id = cluster.submit()
-    cluster.at_a_random_moment(task_id, lambda: proxy.delay(0.1))
+    cluster.at_a_random_moment(task_id, lambda: proxy.delay(0.02))
     cluster.check_task(task_id)
 
 
