@@ -28,7 +28,8 @@ Horizon = Literal["1h", "6h", "24h"]
 def rfc3339(ms: int) -> str:
     """2026-01-01T00:00:00.000Z for milliseconds since 1970 UTC."""
     seconds, rest_ms = divmod(ms, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest_ms:03d}Z"
+    # Not strftime: its years before 1000 have less than four digits.
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()}.{rest_ms:03d}Z"
 
 
 def rfc3339_or_none(ms: int | None) -> str | None:

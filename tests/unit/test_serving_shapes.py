@@ -108,3 +108,7 @@ def test_times_are_exact_to_the_millisecond(ms: int) -> None:
     assert len(text) == len("2026-01-01T00:00:00.000Z")
     since_1970 = datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)
     assert since_1970.days * 86_400_000 + since_1970.seconds * 1000 + since_1970.microseconds // 1000 == ms
+
+
+def test_early_years_have_four_digits_too() -> None:
+    assert rfc3339(-60_672_917_445_500) == "0047-05-09T03:49:14.500Z"

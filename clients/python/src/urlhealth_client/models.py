@@ -3,7 +3,7 @@
 Replies may have fields and words that this version does not know: the first are left out, the second are strings.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Literal, Required, TypedDict
 
 from pydantic import BaseModel, PlainSerializer
@@ -11,7 +11,9 @@ from pydantic import BaseModel, PlainSerializer
 #: An instant, UTC; in JSON as the platform writes it, with milliseconds.
 Time = Annotated[
     datetime,
-    PlainSerializer(lambda at: f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z", when_used="json"),
+    PlainSerializer(
+        lambda at: at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z", when_used="json"
+    ),
 ]
 
 
