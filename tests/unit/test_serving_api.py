@@ -618,6 +618,7 @@ class TestDocuments:
             ("GET", "/api/v1/url/incidents"),
             ("DELETE", "/api/v1/url"),
             ("POST", "/api/v1/predictions"),
+            ("POST", "/graphql"),
             ("GET", "/api/v1/models/url-health/quality"),
             ("GET", "/api/v1/polling"),
             ("GET", "/api/v1/polling/{pool_id}/monitors"),
