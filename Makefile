@@ -30,11 +30,11 @@ demo: setup ## do the whole job on a sample web and show it (SEED=n, PORT=n, EXI
 run: setup ## the platform alone, on URLHEALTH_HOME (default ./var)
 	$(BIN)/urlhealth serve
 
-test: setup ## run the whole suite, in two processes
+test: setup ## run the suite, in two processes; with URLHEALTH_REQUIRE_SERVICES=1 also what needs all services
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: setup ## kill, cut and restart parts of a platform of several processes, three times each (some minutes)
-	FAULTS=all FAULT_SEEDS=3 $(BIN)/python -m pytest tests/faults
+	URLHEALTH_REQUIRE_SERVICES=1 FAULTS=all FAULT_SEEDS=3 $(BIN)/python -m pytest tests/faults
 
 check: setup ## ruff, mypy, import rules
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What several parts of the suite stand on."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,22 @@ import pytest
 from demo.sample_web import SampleWeb, sites
 
 ROOT = Path(__file__).resolve().parents[1]
+#: What runs only where all services must be there, as in `.ci/run`: many processes, and half the suite's time.
+WITH_SERVICES = (
+    "tests/acceptance/test_browser.py",
+    "tests/acceptance/test_scaled_out.py",
+    "tests/faults/",
+    "tests/integration/test_gateway.py",
+    "tests/integration/test_workers.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs all services, where they are not asked for."""
+    if os.environ.get("URLHEALTH_REQUIRE_SERVICES") != "1":
+        for item in items:
+            if item.nodeid.startswith(WITH_SERVICES):
+                item.add_marker(pytest.mark.skip(reason="it runs with URLHEALTH_REQUIRE_SERVICES=1, as in .ci/run"))
 
 
 @pytest.fixture(scope="session")
