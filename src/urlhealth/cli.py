@@ -207,7 +207,7 @@ def train(
     history: Annotated[
         Path | None, typer.Option(help="Parquet file to learn from in place of the stored history; as for backtest.")
     ] = None,
-    budget: Annotated[int, typer.Option(help="Candidates tried before the best is trained; 1: no search.", min=1)] = 4,
+    budget: Annotated[int, typer.Option(help="Candidates tried before the best is trained; 1: no search.", min=1)] = 1,
 ) -> None:
     """Train on the stored history, log it to MLflow, register it, and promote it if it is better."""
     _train(seed=seed, promote=promote, history=history, budget=budget)
