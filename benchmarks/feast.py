@@ -7,7 +7,6 @@ Each piece of work runs in a process of its own, imports and set-up apart, so th
 import json
 import resource
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -31,8 +30,6 @@ _ASKED = 100_000
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _SPAN = timedelta(days=10)
 
-#: Feast's `ValueType.INT64`.
-_INT64 = 4
 _OURS = {
     "offline": "urlhealth.feast_stores.offline.UrlHealthOfflineStore",
     "online": "urlhealth.feast_stores.online.PackedOnlineStore",
@@ -175,24 +172,18 @@ def _read(home: Path, kind: str) -> dict[str, float]:
         )
         if kind == "ours":
             ids = [[row["entity"] for row in rows] for rows in asked]
-            result[f"vectors {n}"] = _p50_ms(_vectors(home / kind / "online.db", store), ids)
+            result[f"vectors {n}"] = _p50_ms(_vectors(store), ids)
     return result
 
 
-def _vectors(path: Path, store: "FeatureStore") -> Callable[[list[int]], object]:
-    """The way past the SDK that the platform's predictions take: keys in, an array of shape (n, 25) out."""
-    from urlhealth.feast_stores.online import layout_of
-    from urlhealth.feast_stores.rows import PackedRows, entity_keys, table_name
+def _vectors(store: "FeatureStore") -> Callable[[list[int]], object]:
+    """The way past the SDK: keys in, an array of shape (n, 25) out."""
+    from feast import FeatureService
 
-    rows, layout, int64 = PackedRows(path), layout_of(store.get_feature_view("stats")), struct.Struct("<q")
+    from urlhealth.feast_stores.arrays import ServiceReader
 
-    def read(ids: list[int]) -> object:
-        keys = entity_keys({"entity": (_INT64, [int64.pack(i) for i in ids])})
-        found = rows.read(table_name("bench", "stats"), keys)
-        states = layout.heads([found[key][1] for key in keys])["state"]
-        return np.ascontiguousarray(states).view(np.float32).reshape(len(ids), -1)
-
-    return read
+    reader = ServiceReader(store, FeatureService(name="all", features=[store.get_feature_view("stats")]))
+    return lambda ids: reader.read({"entity": ids}, now_ms=0)["stats"].matrix()
 
 
 def _measured(work: Callable[[], None]) -> dict[str, float]:

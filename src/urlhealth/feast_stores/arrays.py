@@ -1,0 +1,205 @@
+"""The vector path: what `get_online_features` answers for a feature service, as NumPy arrays instead of messages.
+
+For any Feast repo whose online store is :class:`~urlhealth.feast_stores.online.PackedOnlineStore`.
+"""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+from feast.type_map import feast_value_type_to_python_type
+from feast.value_type import ValueType
+
+from urlhealth.errors import ConfigurationError, InvalidRequest
+from urlhealth.feast_stores import replies
+from urlhealth.feast_stores.online import PackedOnlineStoreConfig, layout_of, table_of
+from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.paths import online_rows
+from urlhealth.feast_stores.rows import entity_keys
+from urlhealth.vocabulary import Freshness
+
+if TYPE_CHECKING:
+    from feast import FeatureService, FeatureStore
+
+#: How an entity key holds a value of each type that join keys have.
+_KEYS: Final[dict[ValueType, Callable[[Any], bytes]]] = {
+    ValueType.STRING: str.encode,
+    ValueType.BYTES: bytes,
+    ValueType.INT32: struct.Struct("<i").pack,
+    ValueType.INT64: struct.Struct("<q").pack,
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ViewArrays:
+    """What one view of the service holds of n entities."""
+
+    #: Its features in the service, in order.
+    features: tuple[str, ...]
+    #: int64, shape (n,): instant that each row is of, microseconds since 1970 UTC; 0 where there is none.
+    event_us: npt.NDArray[np.int64]
+    #: Words of :class:`Freshness`, shape (n,).
+    status: npt.NDArray[np.str_]
+    _layout: Layout
+    _packed: Sequence[bytes]
+
+    def column(self, feature: str) -> np.ma.MaskedArray[Any, Any]:
+        """Values of a feature, masked where they are null (or NaN) or the entity is missing.
+
+        Shape (n,); for arrays of fixed length (n, length). Numbers have their own type, timestamps are
+        `datetime64[s]` UTC; text, bytes, arrays of varying length and Feast's other types are objects.
+        """
+        field, present = self._layout.field(feature), self.status != Freshness.MISSING
+        if not field.fixed:
+            found = _all_masked((len(present),), np.dtype(object))
+            values = self._layout.unpack(self._packed, [feature])[feature]
+            for i, value in zip(np.flatnonzero(present).tolist(), values, strict=True):
+                if value is not None:
+                    found[i] = feast_value_type_to_python_type(replies.proto(field, value))
+            return found
+        heads = self._layout.heads(self._packed)
+        held = heads["state"][feature]
+        null = self._layout.nulls(heads, [feature])[0]
+        if held.ndim > 1:
+            null = np.broadcast_to(null[:, None], held.shape)
+        elif field.kind.startswith("float"):
+            null = null | np.isnan(held)
+        if field.kind == "timestamp":
+            held = held.astype("datetime64[s]")
+        column = _all_masked((len(present), *held.shape[1:]), held.dtype)
+        column[present] = np.ma.masked_array(held, null)
+        return column
+
+    def matrix(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """All features side by side, shape (n, len(features)); NaN where null or missing.
+
+        Raises:
+            InvalidRequest: one is no number; names it.
+        """
+        for name in self.features:
+            field = self._layout.field(name)
+            if not field.fixed or field.length > 1 or field.kind == "timestamp":
+                raise InvalidRequest(f"feature {name} of view {self._layout.view} is no number: ask for its column")
+        heads = self._layout.heads(self._packed)
+        found = np.empty((len(heads), len(self.features)), dtype)
+        for j, name in enumerate(self.features):
+            found[:, j] = heads["state"][name]
+        found[self._layout.nulls(heads, self.features).T] = np.nan
+        matrix = np.full((len(self.status), len(self.features)), np.nan, dtype)
+        matrix[self.status != Freshness.MISSING] = found
+        return matrix
+
+
+class ServiceReader:
+    """Reads a feature service from the online store, past Feast's SDK. Safe to share between threads.
+
+    It knows the service as it was when the reader was made: after `feast apply`, make another.
+    """
+
+    def __init__(self, store: "FeatureStore", service: "str | FeatureService") -> None:
+        """
+        Args:
+            service: its name, or the service itself as `store.get_feature_service` gives it.
+
+        Raises:
+            ConfigurationError: the repo's online store is another, or the service has views without stored features.
+        """
+        config = store.config
+        if not isinstance(config.online_store, PackedOnlineStoreConfig) or config.entity_key_serialization_version != 3:
+            raise ConfigurationError(
+                "arrays are read from urlhealth.feast_stores.online.PackedOnlineStore, with "
+                "entity_key_serialization_version 3: name both in feature_store.yaml"
+            )
+        if isinstance(service, str):
+            service = store.get_feature_service(service)
+        self._rows = online_rows(config.online_store.path, config.online_store.redis, config.repo_path)
+        on_demand = {view.name for view in store.list_on_demand_feature_views()}
+        self._views: dict[str, _View] = {}
+        for projection in service.feature_view_projections:
+            if projection.name in on_demand:
+                raise ConfigurationError(
+                    f"service {service.name} has the on-demand view {projection.name}, which is computed and not "
+                    "stored: use get_online_features"
+                )
+            view = store.get_feature_view(projection.name)
+            self._views[projection.name_to_use()] = _View(
+                table=table_of(config, view),
+                layout=layout_of(view),
+                features=tuple(field.name for field in projection.features),
+                join_keys=tuple(
+                    (column.name, projection.join_key_map.get(column.name, column.name), column.dtype.to_value_type())
+                    for column in view.entity_columns
+                ),
+                ttl=view.ttl or timedelta(0),
+            )
+
+    def read(
+        self, entities: Mapping[str, Sequence[Any]], *, now_ms: int, fresh_for: timedelta | None = None
+    ) -> dict[str, ViewArrays]:
+        """What each view of the service holds of the entities, by the view's name in the service.
+
+        Args:
+            entities: for each join key its n values.
+            now_ms: the instant of reading, ms since 1970 UTC.
+            fresh_for: from which age (see :attr:`ViewArrays.event_us`) on rows are stale; by default each view's
+                TTL, and never if that is 0.
+
+        Raises:
+            InvalidRequest: a join key is absent, has values of another type, or fewer than another.
+            StoreUnavailable: the store cannot be read, or holds rows of another schema of a view.
+        """
+        lengths = {len(values) for values in entities.values()}
+        if len(lengths) > 1:
+            raise InvalidRequest(f"each join key needs one value an entity, not {min(lengths)} and {max(lengths)}")
+        n = lengths.pop() if lengths else 0
+        return {name: self._read(view, entities, n, now_ms, fresh_for) for name, view in self._views.items()}
+
+    def _read(
+        self, view: "_View", entities: Mapping[str, Sequence[Any]], n: int, now_ms: int, fresh_for: timedelta | None
+    ) -> ViewArrays:
+        keys = view.keys(entities, n)
+        found = self._rows.read(view.table, keys)
+        rows = [found.get(key) for key in keys]
+        event_us = np.array([row[0] if row else 0 for row in rows], np.int64)
+        present = np.array([row is not None for row in rows], bool)
+        limit_us = (view.ttl if fresh_for is None else fresh_for) // timedelta(microseconds=1)
+        stale = (now_ms * 1000 - event_us > limit_us) if limit_us or fresh_for is not None else np.zeros(n, bool)
+        status = np.select([~present, stale], [Freshness.MISSING.value, Freshness.STALE.value], Freshness.FRESH.value)
+        packed = [row[1] for row in rows if row is not None]
+        view.layout.heads(packed)  # says so now if the schema is another
+        return ViewArrays(features=view.features, event_us=event_us, status=status, _layout=view.layout, _packed=packed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    table: str
+    layout: Layout
+    features: tuple[str, ...]
+    #: Of each: its name in the view, what the service calls it, its type.
+    join_keys: tuple[tuple[str, str, ValueType], ...]
+    ttl: timedelta
+
+    def keys(self, entities: Mapping[str, Sequence[Any]], n: int) -> list[bytes]:
+        """Feast's entity keys."""
+        columns = {}
+        for name, asked, kind in self.join_keys:
+            values = [DUMMY_ENTITY_VAL] * n if name == DUMMY_ENTITY_ID else entities.get(asked)
+            if values is None or kind not in _KEYS:
+                raise InvalidRequest(
+                    f"view {self.layout.view} is read by {asked}, which "
+                    + ("is not among the entities" if values is None else f"is of type {kind.name}: use the SDK")
+                )
+            try:
+                columns[name] = (kind.value, [*map(_KEYS[kind], values)])
+            except (TypeError, ValueError, struct.error) as error:
+                raise InvalidRequest(f"{asked}: values of type {kind.name} are wanted: {error}") from error
+        return entity_keys(columns)
+
+
+def _all_masked(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ma.MaskedArray[Any, Any]:
+    return np.ma.MaskedArray(np.zeros(shape, dtype), mask=np.ones(shape, bool))
