@@ -15,8 +15,10 @@ from starlette.types import Scope
 
 from urlhealth.crawl.schedule import LAGS_S, Punctuality
 from urlhealth.errors import UrlHealthError
+from urlhealth.feast_stores import consistency
 from urlhealth.features.drift import Drift
 from urlhealth.platform import Platform
+from urlhealth.prediction.ages import AGES_S, Ages
 from urlhealth.prediction.drift import load
 from urlhealth.prediction.quality import LiveQuality
 from urlhealth.prediction.stages import BOUNDS_S, STAGES, Stages
@@ -84,10 +86,12 @@ class _PlatformCollector(Collector):
             value=platform.prediction_log.dropped,
         )
         yield from _stages(platform.predictor.stages)
+        yield from _ages(platform.predictor.ages)
         if platform.live_quality is not None:
             yield from _quality(platform.live_quality)
         yield from _punctuality(platform.crawl.punctuality)
         yield from _drift(load(platform.settings.drift_file))
+        yield from _consistency(consistency.load(platform.settings.consistency_file))
         try:
             counts, lag = platform.crawl.counts(), platform.pipeline_lag()
         except UrlHealthError:
@@ -112,6 +116,41 @@ def _stages(found: Stages) -> Iterator[Metric]:
         buckets = [*zip(map(str, BOUNDS_S), accumulate(found.counts[stage]), strict=False)]
         family.add_metric([stage], [*buckets, ("+Inf", sum(found.counts[stage]))], found.sum_s[stage])
     yield family
+
+
+def _ages(found: Ages) -> Iterator[Metric]:
+    yield HistogramMetricFamily(
+        "urlhealth_feature_age_seconds",
+        "Time since the newest probe of each URL whose features a request read.",
+        buckets=[*zip(map(str, AGES_S), accumulate(found.counts), strict=False), ("+Inf", sum(found.counts))],
+        sum_value=found.sum_s,
+    )
+    reads = CounterMetricFamily("urlhealth_feature_reads", "URLs whose features a request read.", labels=["status"])
+    for status, count in found.reads.items():
+        reads.add_metric([status], count)
+    yield reads
+
+
+def _consistency(found: consistency.Check | None) -> Iterator[Metric]:
+    """The newest comparison of the online with the offline store, by `urlhealth features check`."""
+    if found is None:
+        return
+    yield _gauge(
+        "urlhealth_feature_check_timestamp_seconds", "When the stores were last compared.", found.checked_ms / 1000
+    )
+    entities = GaugeMetricFamily(
+        "urlhealth_feature_entities", "Entities that the offline store knows.", labels=["view"]
+    )
+    wrong = GaugeMetricFamily(
+        "urlhealth_feature_inconsistent",
+        "Entities with another state online than offline, or none (different), or with one online only (unknown).",
+        labels=["view", "kind"],
+    )
+    for view in found.views:
+        entities.add_metric([view.view], view.entities)
+        wrong.add_metric([view.view, "different"], view.different)
+        wrong.add_metric([view.view, "unknown"], view.unknown)
+    yield from (entities, wrong)
 
 
 def _quality(found: LiveQuality) -> Iterator[Metric]:

@@ -474,15 +474,15 @@ def features_rebuild() -> None:
 def features_check() -> None:
     """Compare the online with the offline store for every entity; exit code 1 if they differ."""
     with _platform() as platform:
-        found = platform.features.consistency()
+        check = platform.check_features()
     print_table(
         ("view", "entities", "different", "online only", "such as"),
         (
             (view.view, str(view.entities), str(view.different), str(view.unknown), ", ".join(view.examples))
-            for view in found
+            for view in check.views
         ),
     )
-    if not all(view.ok for view in found):
+    if not check.ok:
         Console().print("run `urlhealth features rebuild` to make both anew from the stored probes")
         raise typer.Exit(1)
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from urlhealth.crawl.overview import Overview
     from urlhealth.crawl.rollups import Rollups
     from urlhealth.crawl.served import ServedLog
+    from urlhealth.feast_stores.consistency import Check as FeatureCheck
     from urlhealth.feast_stores.stores import FeatureStores
     from urlhealth.features.drift import Drift
     from urlhealth.pipeline import Pipeline
@@ -447,6 +448,19 @@ class Platform:
         if reference is None:
             drift.save(found, self.settings.drift_file)
         return found
+
+    def check_features(self) -> "FeatureCheck":
+        """Compare the online with the offline store for every entity; the newest comparison is kept.
+
+        Raises:
+            StoreUnavailable: a store cannot be read.
+        """
+        from urlhealth.feast_stores import consistency
+
+        checked_ms = self.clock()
+        check = consistency.Check(checked_ms=checked_ms, views=tuple(self.features.consistency()))
+        consistency.save(check, self.settings.consistency_file)
+        return check
 
     def roll_up(self) -> None:
         """Return when every stored verdict is in the roll-ups, unless another process is the writer and does it."""

@@ -187,6 +187,11 @@ class Settings(BaseSettings):
         """Where the newest comparison of training with serving is."""
         return self.home / "drift.json"
 
+    @property
+    def consistency_file(self) -> Path:
+        """Where the newest comparison of the online with the offline store is."""
+        return self.home / "consistency.json"
+
     def feast_yaml_text(self) -> str:
         """The text of `feast_yaml`, its `${VAR}` replaced from the environment, as Feast does it."""
         return os.path.expandvars(self.feast_yaml.read_text())

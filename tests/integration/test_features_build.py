@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from serving.metrics import Metrics
 from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.rows import string_keys
 from urlhealth.features.catalog import URL_STATE
 from urlhealth.platform import Platform
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import Outcome, ProbeResult, Target
+from urlhealth.vocabulary import Freshness, Outcome, ProbeResult, ProbeSource, Target
 
 TARGET = Target(url="https://example.com/", host="example.com", group="example.com")
 T0_MS = 1_700_000_000_000
@@ -60,3 +61,32 @@ def test_a_check_finds_what_differs_between_online_and_offline(platform: Platfor
     assert (url.different, url.examples, url.unknown, url.ok) == (1, (TARGET.key,), 1, False)
     platform.build_features(rebuild=True)
     assert found() == [(1, 0, 0)] * 3
+
+
+def test_age_at_read_and_the_newest_check_are_metrics(tmp_path: Path) -> None:
+    now_ms = T0_MS + 4 * 60_000
+    with Platform(Settings(home=tmp_path), clock=lambda: now_ms) as platform:
+        platform.crawl.import_probes(
+            [(TARGET, ProbeResult(target=TARGET.key, ts_ms=T0_MS, outcome=Outcome.OK))], source=ProbeSource.SIMULATED
+        )
+        platform.build_features()
+
+        def exposed() -> dict[str, float]:
+            lines = Metrics(lambda: platform).exposition().decode().splitlines()
+            return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+        assert exposed()['urlhealth_feature_reads_total{status="fresh"}'] == 0
+        assert "urlhealth_feature_check_timestamp_seconds" not in exposed()
+        platform.predictor.features([TARGET.url, "https://never.example.com/"])
+        assert platform.check_features().ok
+        found = exposed()
+        assert [found[f'urlhealth_feature_reads_total{{status="{status}"}}'] for status in Freshness] == [1, 0, 1]
+        assert found['urlhealth_feature_age_seconds_bucket{le="60.0"}'] == 0
+        assert found['urlhealth_feature_age_seconds_bucket{le="300.0"}'] == 1
+        assert found["urlhealth_feature_age_seconds_sum"] == 240
+        assert found["urlhealth_feature_check_timestamp_seconds"] == now_ms / 1000
+        assert found[f'urlhealth_feature_entities{{view="{URL_STATE.name}"}}'] == 1
+        assert found[f'urlhealth_feature_inconsistent{{kind="different",view="{URL_STATE.name}"}}'] == 0
+        platform.features._online.drop([f"urlhealth_{URL_STATE.name}"])
+        assert not platform.check_features().ok
+        assert exposed()[f'urlhealth_feature_inconsistent{{kind="different",view="{URL_STATE.name}"}}'] == 1

@@ -1,7 +1,8 @@
 """Whether the online store holds, for each entity, the newest state that the offline store has."""
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +34,35 @@ class Consistency:
     def ok(self) -> bool:
         """Whether the stores agree."""
         return not self.different and not self.unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """A comparison of all views."""
+
+    #: When it was made, ms since 1970 UTC.
+    checked_ms: int
+    views: tuple[Consistency, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the stores agree."""
+        return all(view.ok for view in self.views)
+
+
+def save(check: Check, file: Path) -> None:
+    """Keep a comparison for :func:`load`."""
+    segments.replace_file(file, lambda temporary: temporary.write_text(json.dumps(asdict(check))))
+
+
+def load(file: Path) -> Check | None:
+    """The comparison saved last; None if there is none, or one that another version wrote."""
+    try:
+        saved = json.loads(file.read_text())
+        views = tuple(Consistency(**{**view, "examples": tuple(view["examples"])}) for view in saved["views"])
+        return Check(checked_ms=int(saved["checked_ms"]), views=views)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def compare(view: StateView, folder: Path, rows: OnlineRows, table: str) -> Consistency:

@@ -13,6 +13,7 @@ from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features import vector
 from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, URL_STATE, VECTOR, describe
 from urlhealth.features.columns import States, names
+from urlhealth.prediction.ages import Ages
 from urlhealth.prediction.champion import Champion, ChampionWatch
 from urlhealth.prediction.stages import Stages
 from urlhealth.probing.urls import parse_targets
@@ -84,6 +85,8 @@ class Predictor:
         self._turn = threading.Lock()
         #: How long the stages of requests took.
         self.stages = Stages()
+        #: How old the states were that requests read.
+        self.ages = Ages()
 
     def features(self, urls: Sequence[str]) -> list[FeatureVector]:
         """The feature vector of each URL, now.
@@ -148,8 +151,8 @@ class Predictor:
     ) -> list[Prediction]:
         if not targets:
             return []
-        stages = stages or Stages()  # of what is no request, nobody asks
         known = self._known(targets, stages)
+        stages = stages or Stages()  # of what is no request, nobody asks
         with stages.timed("model"):
             probabilities = model.forecaster.predict_proba(known.vectors)
         by_horizon = []
@@ -204,8 +207,8 @@ class Predictor:
         stored = self._crawl.find_targets([target.key for target in targets])
         return [stored.get(target.key, target) for target in targets]
 
-    def _known(self, targets: Sequence[Target], stages: Stages) -> _Known:
-        now_ms = self._clock()
+    def _known(self, targets: Sequence[Target], request: Stages | None) -> _Known:
+        now_ms, stages = self._clock(), request or Stages()
         with stages.timed("state"):
             urls = self._features.read(URL_STATE, [t.key for t in targets])
             states: Mapping[str, States] = {
@@ -220,4 +223,7 @@ class Predictor:
             Freshness.MISSING if ts_ms == 0 else Freshness.STALE if age > self._known_for_s else Freshness.FRESH
             for ts_ms, age in zip(urls.ts_ms.tolist(), age_s.tolist(), strict=True)
         ]
-        return _Known(targets=targets, now_ms=now_ms, url_states=urls.states, vectors=vectors, freshness=freshness)
+        known = _Known(targets=targets, now_ms=now_ms, url_states=urls.states, vectors=vectors, freshness=freshness)
+        if request is not None:
+            self.ages.add(freshness, [age_s for _, _, _, age_s in known.observed() if age_s is not None])
+        return known
