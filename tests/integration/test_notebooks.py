@@ -40,6 +40,26 @@ def test_the_tour_does_the_whole_job(tmp_path: Path) -> None:
     assert not [path for path in temporary.iterdir() if not path.name.startswith("feast_metrics_")]
 
 
+def test_the_features_notebook_makes_a_training_set_that_knows_nothing_of_the_future(tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    notebook = nbformat.read(ROOT / "notebooks" / "02_features.ipynb", as_version=4)
+    env = environment(
+        tmp_path / "home", TMPDIR=str(temporary), IPYTHONDIR=str(tmp_path / "ipython"), MPLCONFIGDIR=str(tmp_path)
+    )
+    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute(env=env)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "".join(output.text for output in code[-1].outputs).splitlines() == [
+        "nothing later than the instant: True",
+        "arrays equal the SDK: True",
+        "everything removed: True",
+    ]
+    assert any("image/png" in output.get("data", ()) for cell in code for output in cell.outputs)
+    assert not (tmp_path / "home").exists()
+    # Feast itself leaves an empty folder of metrics behind.
+    assert not [path for path in temporary.iterdir() if not path.name.startswith("feast_metrics_")]
+
+
 def test_the_model_notebook_judges_the_bundled_model(tmp_path: Path) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / "03_model.ipynb", as_version=4)
     env = environment(tmp_path / "home", IPYTHONDIR=str(tmp_path / "ipython"), MPLCONFIGDIR=str(tmp_path))
