@@ -11,14 +11,16 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from serving import errors, openapi
+from serving.access import AccessControl
 from serving.graphql import route as graphql
 from serving.metrics import Metrics
-from serving.middleware import LocalOnly, RequestMiddleware
+from serving.middleware import RequestMiddleware
 from serving.routes import (
     alerts,
     features,
     health,
     instances,
+    keys,
     models,
     monitors,
     open_inference,
@@ -69,7 +71,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
     app.state.metrics = Metrics(lambda: cast(Platform, app.state.platform))
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     app.state.uploads = CapacityLimiter(tasks.MAX_UPLOADS)
-    app.add_middleware(LocalOnly)
+    app.add_middleware(AccessControl, platform=lambda: cast(Platform, app.state.platform))
     app.add_middleware(
         RequestMiddleware, metrics=app.state.metrics, settings=lambda: cast(Platform, app.state.platform).settings
     )
@@ -88,6 +90,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         submit,
         alerts,
         graphql,
+        keys,
         health,
         pages,
         ui,

@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.access import AccessControl
 from serving.app import create_app
 from serving.errors import KINDS, TOO_LONG, http_kind, invalid, problem
-from serving.middleware import LocalOnly, RequestMiddleware
+from serving.middleware import RequestMiddleware
 from serving.schemas import MAX_URLS, Ready
 from urlhealth.errors import NoModel
 from urlhealth.features.catalog import VECTOR
@@ -163,5 +164,5 @@ class UrlHealth:
         return Ready.of(_platform().checks()).status == "ready"
 
 
-for _middleware in (LocalOnly, _ScoreMiddleware):
-    cast(Any, UrlHealth).add_asgi_middleware(_middleware)
+cast(Any, UrlHealth).add_asgi_middleware(AccessControl, platform=_platform)
+cast(Any, UrlHealth).add_asgi_middleware(_ScoreMiddleware)

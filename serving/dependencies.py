@@ -5,6 +5,8 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request
 
+from serving.access import CALLER
+from urlhealth.crawl.keys import Caller
 from urlhealth.errors import InvalidUrls
 from urlhealth.platform import Platform
 
@@ -19,6 +21,15 @@ def _request_id(request: Request) -> str:
     return request_id
 
 
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.scope[CALLER]
+    return caller
+
+
+def _owner(request: Request) -> str:
+    return _caller(request).owner
+
+
 async def _body(request: Request) -> bytes:
     return await request.body()
 
@@ -26,6 +37,9 @@ async def _body(request: Request) -> bytes:
 PlatformDep = Annotated[Platform, Depends(_platform)]
 #: The body as it was sent, for routes that read it themselves.
 Body = Annotated[bytes, Depends(_body)]
+#: Who sends the request, and whose data they see.
+CallerDep = Annotated[Caller, Depends(_caller)]
+Owner = Annotated[str, Depends(_owner)]
 RequestId = Annotated[str, Depends(_request_id)]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most.")]

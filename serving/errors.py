@@ -2,6 +2,7 @@
 
 import http
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,6 +40,9 @@ KINDS: Final[Mapping[type[errors.UrlHealthError], Kind]] = {
     errors.TooOld: Kind(409, "too-old", "What is known of some URLs is too old"),
     errors.Duplicate: Kind(409, "duplicate", "There is one already"),
     errors.InvalidCursor: Kind(422, "invalid-cursor", "This list did not give out that cursor"),
+    errors.Unauthenticated: Kind(401, "unauthenticated", "An API key is needed"),
+    errors.Forbidden: Kind(403, "forbidden", "The API key may not do that"),
+    errors.QuotaExceeded: Kind(429, "quota-exceeded", "The API key has done as much as it may"),
     errors.KeyReused: Kind(409, "key-reused", "The idempotency key belongs to another request"),
     errors.NotFound: Kind(404, "not-found", "No such thing"),
     errors.NoModel: Kind(503, "no-model", "There is no model yet"),
@@ -120,6 +124,11 @@ def kind_of(error: errors.UrlHealthError) -> Kind:
 
 
 async def _domain(request: Request, error: errors.UrlHealthError) -> Response:
+    return problem_of(request, error)
+
+
+def problem_of(request: Request, error: errors.UrlHealthError) -> Response:
+    """The problem document for an error of the platform."""
     kind = kind_of(error)
     if kind.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("%s %s: %s", request.method, request.url.path, error)
@@ -128,7 +137,12 @@ async def _domain(request: Request, error: errors.UrlHealthError) -> Response:
         items = [
             {"pointer": f"/urls/{position}", "detail": reason} for position, reason in sorted(error.problems.items())
         ]
-    return problem(request, kind, str(error), items=items)
+    headers = {}
+    if isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.QuotaExceeded):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return problem(request, kind, str(error), items=items, headers=headers)
 
 
 async def _validation(request: Request, error: RequestValidationError) -> Response:

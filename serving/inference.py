@@ -17,7 +17,7 @@ from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
-from urlhealth.vocabulary import HORIZONS, LOCAL_OWNER, MODEL_NAME, PROBABILITIES
+from urlhealth.vocabulary import HORIZONS, MODEL_NAME, PROBABILITIES
 
 Matrix = npt.NDArray[np.float32]
 
@@ -55,15 +55,17 @@ class Answer:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def of_urls(platform: Platform, urls: Sequence[Any], *, request_id: str, model: Champion | None = None) -> Answer:
+def of_urls(
+    platform: Platform, urls: Sequence[Any], *, request_id: str, owner: str, model: Champion | None = None
+) -> Answer:
     """The forecasts for URLs, by what is known of them now, of the champion or another model; logged as served.
 
     Raises:
         InvalidUrls, InvalidRequest, NoModel.
     """
     _check_count(len(urls), MAX_URLS, "URLs")
-    predictions = platform.predictor.predict(urls, horizons=tuple(HORIZONS), model=model)
-    platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
+    predictions = platform.predictor.predict(urls, horizons=tuple(HORIZONS), model=model, owner=owner)
+    platform.log_predictions(request_id, predictions, owner=owner)
     each = len(HORIZONS)
     numbers = {}
     for j, horizon in enumerate(HORIZONS):

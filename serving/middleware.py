@@ -1,10 +1,9 @@
-"""What happens around every request: who may send it, an id, a limit on the body, a measurement."""
+"""What happens around every request: an id, a limit on the body, a measurement."""
 
 import re
 import time
 import uuid
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
-from serving.errors import BUSY, NOT_LOCAL, body_too_long, problem
+from serving.errors import BUSY, body_too_long, problem
 from serving.metrics import Metrics
 from urlhealth.settings import Settings
 
@@ -87,35 +86,6 @@ class RequestMiddleware:
             duration_s = time.perf_counter() - started
             self._metrics.observe(scope, status, duration_s)
             logs.request(scope, status, duration_s)
-
-
-class LocalOnly:
-    """Refuses what comes from elsewhere, because there is no authentication yet: connections to an address that other
-    machines reach, and changes that a browser sends for a page of another site.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        detail = _why_not_local(scope) if scope["type"] == "http" else None
-        app = self._app if detail is None else problem(Request(scope), NOT_LOCAL, detail)
-        await app(scope, receive, send)
-
-
-def _why_not_local(scope: Scope) -> str | None:
-    try:
-        address = ip_address((scope.get("server") or ("",))[0])
-    except ValueError:
-        pass  # A Unix socket, or a test client: it has no address.
-    else:
-        if isinstance(address, IPv6Address):
-            address = address.ipv4_mapped or address
-        if not address.is_loopback:
-            return f"there is no authentication yet: connect to loopback (127.0.0.1, ::1), not to {address}"
-    if scope["method"] not in _SAFE_METHODS and Headers(scope=scope).get("sec-fetch-site") == "cross-site":
-        return "a page of another site sent this: use the pages of this server, or a program"
-    return None
 
 
 def _announced_bytes(scope: Scope) -> int:

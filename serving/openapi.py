@@ -21,6 +21,7 @@ TAGS: Final = [
     {"name": "V1", "description": "For clients of TensorFlow Serving and KServe."},
     {"name": "MLflow", "description": "For clients of `mlflow models serve`."},
     {"name": "GraphQL", "description": "Several of these in one query, read-only."},
+    {"name": "keys", "description": "Who may call, and what was changed by whom."},
     {"name": "operations", "description": "Health and metrics of the platform itself."},
     {
         "name": "small crawler",

@@ -5,10 +5,11 @@ from typing import cast
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from serving.dependencies import PlatformDep
+from serving.dependencies import CallerDep, PlatformDep
 from serving.metrics import Metrics
 from serving.openapi import problems
 from serving.schemas import Live, Ready
+from urlhealth.crawl.keys import Scope
 
 router = APIRouter(tags=["operations"])
 
@@ -25,9 +26,12 @@ async def live() -> Live:
     responses=problems()
     | {503: {"model": Ready, "description": "Some part does not work; `checks` say which, and what to do."}},
 )
-def ready(platform: PlatformDep, response: Response) -> Ready:
-    """200 if the stores and the model can be used. Send no traffic to a process that answers 503."""
-    reply = Ready.of(platform.checks())
+def ready(platform: PlatformDep, caller: CallerDep, response: Response) -> Ready:
+    """200 if the stores and the model can be used. Send no traffic to a process that answers 503.
+
+    What stands behind it is only told to those who may read.
+    """
+    reply = Ready.of(platform.checks(), told=caller.may(Scope.READ))
     response.status_code = 200 if reply.status == "ready" else 503
     return reply
 

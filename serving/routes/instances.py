@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from serving.dependencies import Body, PlatformDep, RequestId
+from serving.dependencies import Body, Owner, PlatformDep, RequestId
 from serving.inference import Answer, asked_model, json_object, matrix_of_columns, matrix_of_rows, of_features, of_urls
 from serving.openapi import json_body, protocol_errors
 from urlhealth.errors import InvalidRequest
@@ -60,15 +60,17 @@ def describe(model: str, platform: PlatformDep, version: str | None = None) -> d
     openapi_extra=_V1_BODY,
 )
 def predict(
-    model: str, body: Body, platform: PlatformDep, request_id: RequestId, version: str | None = None
+    model: str, body: Body, platform: PlatformDep, request_id: RequestId, owner: Owner, version: str | None = None
 ) -> Response:
     """`predictions`, an object an instance; for `inputs`: `outputs`, an object of columns."""
     scorer = asked_model(platform, model, version)
     match json_object(body):
         case {"instances": list(instances)}:
-            reply: dict[str, Any] = {"predictions": _of_instances(platform, instances, request_id, scorer).records()}
+            reply: dict[str, Any] = {
+                "predictions": _of_instances(platform, instances, request_id, owner, scorer).records()
+            }
         case {"inputs": dict(columns)}:
-            reply = {"outputs": _of_columns(platform, columns, request_id, scorer).columns()}
+            reply = {"outputs": _of_columns(platform, columns, request_id, owner, scorer).columns()}
         case _:
             raise InvalidRequest("the body has neither the list 'instances' nor the object 'inputs'")
     return Response(orjson.dumps(reply), media_type="application/json")
@@ -81,53 +83,55 @@ def predict(
     responses=protocol_errors(413, 422, 503),
     openapi_extra=_MLFLOW_BODY,
 )
-def invocations(body: Body, request: Request, platform: PlatformDep, request_id: RequestId) -> Response:
+def invocations(body: Body, request: Request, platform: PlatformDep, request_id: RequestId, owner: Owner) -> Response:
     """`predictions`, a list of probabilities a row, in the order in which the registered model returns them."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/csv":
-        answer = _of_csv(platform, body, request_id)
+        answer = _of_csv(platform, body, request_id, owner)
     else:
         match json_object(body, with_nan=True):
             case {"dataframe_split": {"columns": list(names), "data": list(rows)}}:
-                answer = _of_columns(platform, _columns(names, rows), request_id)
+                answer = _of_columns(platform, _columns(names, rows), request_id, owner)
             case {"dataframe_records": list(rows)} | {"instances": list(rows)} | {"inputs": list(rows)}:
-                answer = _of_instances(platform, rows, request_id)
+                answer = _of_instances(platform, rows, request_id, owner)
             case {"inputs": dict(columns)}:
-                answer = _of_columns(platform, columns, request_id)
+                answer = _of_columns(platform, columns, request_id, owner)
             case _:
                 raise InvalidRequest("send dataframe_split, dataframe_records, instances or inputs, as MLflow has them")
     return Response(orjson.dumps({"predictions": answer.probabilities().tolist()}), media_type="application/json")
 
 
 def _of_instances(
-    platform: Platform, instances: Sequence[Any], request_id: str, model: Champion | None = None
+    platform: Platform, instances: Sequence[Any], request_id: str, owner: str, model: Champion | None = None
 ) -> Answer:
     """Each instance a URL, or each a row of features."""
     urls = [item["url"] if isinstance(item, dict) and item.keys() == {"url"} else item for item in instances]
     if any(isinstance(url, str) for url in urls):
-        return of_urls(platform, urls, request_id=request_id, model=model)
+        return of_urls(platform, urls, request_id=request_id, owner=owner, model=model)
     return of_features(platform, matrix_of_rows(instances), model=model)
 
 
-def _of_columns(platform: Platform, columns: dict[str, Any], request_id: str, model: Champion | None = None) -> Answer:
+def _of_columns(
+    platform: Platform, columns: dict[str, Any], request_id: str, owner: str, model: Champion | None = None
+) -> Answer:
     for name, values in columns.items():
         if not isinstance(values, list):
             raise InvalidRequest(f"column {name[:80]!r} is not a list")
     if "url" in columns:
         if len(columns) > 1:
             raise InvalidRequest("send the column 'url' alone, or features")
-        return of_urls(platform, columns["url"], request_id=request_id, model=model)
+        return of_urls(platform, columns["url"], request_id=request_id, owner=owner, model=model)
     return of_features(platform, matrix_of_columns(columns), model=model)
 
 
-def _of_csv(platform: Platform, body: bytes, request_id: str) -> Answer:
+def _of_csv(platform: Platform, body: bytes, request_id: str, owner: str) -> Answer:
     try:
         names, *rows = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
         if "url" in names:
-            return _of_columns(platform, _columns(names, rows), request_id)
+            return _of_columns(platform, _columns(names, rows), request_id, owner)
         values = [[float(cell) if cell else None for cell in row] for row in rows]
     except (ValueError, csv.Error) as error:
         raise InvalidRequest(f"the body is not CSV with a header line and numbers: {str(error)[:200]}") from None
-    return _of_columns(platform, _columns(names, values), request_id)
+    return _of_columns(platform, _columns(names, values), request_id, owner)
 
 
 def _columns(names: Sequence[Any], rows: Sequence[Any]) -> dict[str, list[Any]]:

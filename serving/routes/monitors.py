@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from serving.dependencies import Cursor, Limit, PlatformDep
+from serving.dependencies import CallerDep, Cursor, Limit, Owner, PlatformDep
 from serving.exports import NDJSON
 from serving.intake import (
     MAX_STREAM_BYTES,
@@ -35,10 +35,11 @@ from serving.schemas import (
     parse_monitor,
 )
 from serving.schemas.monitors import Line
+from urlhealth.crawl.keys import Caller
 from urlhealth.crawl.monitors import ALL, Selection
-from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import Duplicate, InvalidRequest
-from urlhealth.vocabulary import LOCAL_OWNER, MonitorSpec
+from urlhealth.platform import Platform
+from urlhealth.vocabulary import MonitorSpec
 
 router = APIRouter(prefix="/api/v1/monitors", tags=["monitors"])
 
@@ -106,45 +107,48 @@ def _some(selection: Annotated[Selection, Depends(_selection)]) -> Selection:
     status_code=201,
     summary="Monitor URLs",
     response_model=Monitor,
-    responses=header(201, "Location", "Path of the monitor.") | _ANSWERS | problems(408, 409, 413, 415, 422, 503),
+    responses=header(201, "Location", "Path of the monitor.") | _ANSWERS | problems(408, 409, 413, 415, 422, 429, 503),
     openapi_extra=_BODY,
 )
-async def create_monitors(request: Request, platform: PlatformDep) -> Response:
+async def create_monitors(request: Request, platform: PlatformDep, caller: CallerDep) -> Response:
     """A monitor is first probed within one interval, and then once in each.
 
     One that cannot be is an error. Of several each has its answer, and the good ones are stored whatever the others
     are, some thousand at once, as they come. If the call breaks off, send it again: what is there already is said to
     be.
     """
-    answer: Response = await to_thread.run_sync(_create, request, platform.crawl, limiter=request.app.state.uploads)
+    answer: Response = await to_thread.run_sync(_create, request, platform, caller, limiter=request.app.state.uploads)
     return answer
 
 
-def _create(request: Request, crawl: CrawlStore) -> Response:
+def _create(request: Request, platform: Platform, caller: Caller) -> Response:
     match media_type(request):
         case "application/json":
             body = json_value(b"".join(limited(received(request), MAX_BODY_BYTES)))
-            return _create_list(body, crawl) if isinstance(body, list) else _create_one(body, crawl)
+            return (
+                _create_list(body, platform, caller) if isinstance(body, list) else _create_one(body, platform, caller)
+            )
         case content_type if content_type in NDJSON_TYPES:
             request.state.max_body_bytes = MAX_STREAM_BYTES
-            return _create_lines(limited(received(request), MAX_STREAM_BYTES), crawl)
+            return _create_lines(limited(received(request), MAX_STREAM_BYTES), platform, caller)
         case content_type:
             raise HTTPException(
                 415, f"the Content-Type is {content_type[:80]!r}: send application/json or application/x-ndjson"
             )
 
 
-def _create_one(body: Any, crawl: CrawlStore) -> Response:
-    (answer,) = crawl.create_monitors([valid(MonitorRequest, body).to_domain()], owner=LOCAL_OWNER)
+def _create_one(body: Any, platform: Platform, caller: Caller) -> Response:
+    specs = platform.keys.metered_monitors(caller, [valid(MonitorRequest, body).to_domain()])
+    (answer,) = platform.crawl.create_monitors(specs, owner=caller.owner)
     if isinstance(answer, InvalidRequest):
         raise answer
-    monitor = Monitor.of(crawl.monitor(answer, owner=LOCAL_OWNER))
+    monitor = Monitor.of(platform.crawl.monitor(answer, owner=caller.owner))
     headers = {"Location": f"{router.prefix}/{monitor.monitor_id}"}
     return Response(monitor.model_dump_json(), 201, headers, "application/json")
 
 
-def _create_list(items: list[Any], crawl: CrawlStore) -> Response:
-    answers = list(_answers(items, crawl))
+def _create_list(items: list[Any], platform: Platform, caller: Caller) -> Response:
+    answers = list(_answers(items, platform, caller))
     found = [answer.result for answer in answers]
     whole = MonitorAnswers(
         created=found.count("created"), exists=found.count("exists"), invalid=found.count("invalid"), items=answers
@@ -152,12 +156,12 @@ def _create_list(items: list[Any], crawl: CrawlStore) -> Response:
     return Response(whole.model_dump_json(), 200, None, "application/json")
 
 
-def _create_lines(pieces: Iterable[bytes], crawl: CrawlStore) -> Response:
+def _create_lines(pieces: Iterable[bytes], platform: Platform, caller: Caller) -> Response:
     # Answered when all has come: a client that reads nothing before it has sent all would wait for ever.
     spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  closed when it is sent
     try:
         items = (_loaded(number, line) for number, line in lines(pieces))
-        for answer in _answers(items, crawl):
+        for answer in _answers(items, platform, caller):
             spool.write(answer.model_dump_json().encode() + b"\n")
     except BaseException:
         spool.close()
@@ -179,8 +183,9 @@ def _loaded(number: int, line: bytes) -> Any:
         return fault
 
 
-def _answers(items: Iterable[Any], crawl: CrawlStore) -> Iterator[MonitorAnswer]:
-    for position, answer in enumerate(crawl.create_monitors(map(_spec, items), owner=LOCAL_OWNER)):
+def _answers(items: Iterable[Any], platform: Platform, caller: Caller) -> Iterator[MonitorAnswer]:
+    specs = platform.keys.metered_monitors(caller, map(_spec, items))
+    for position, answer in enumerate(platform.crawl.create_monitors(specs, owner=caller.owner)):
         match answer:
             case str():
                 yield MonitorAnswer(position=position, result="created", monitor_id=answer, detail=None)
@@ -204,42 +209,43 @@ def _spec(item: Any) -> MonitorSpec | InvalidRequest:
 @router.get("", summary="List monitors", responses=problems(422, 503))
 def list_monitors(
     platform: PlatformDep,
+    owner: Owner,
     selection: Annotated[Selection, Depends(_selection)],
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Listing[Monitor]:
     """All monitors, or those for which everything holds that is given; oldest first."""
-    page = platform.crawl.monitors(selection, limit=limit, cursor=cursor, owner=LOCAL_OWNER)
+    page = platform.crawl.monitors(selection, limit=limit, cursor=cursor, owner=owner)
     return Listing(items=[Monitor.of(monitor) for monitor in page.items], next_cursor=page.next_cursor)
 
 
 @router.patch("", summary="Change several monitors alike", responses=problems(422, 503))
 def change_monitors(
-    body: MonitorPatch, platform: PlatformDep, selection: Annotated[Selection, Depends(_some)]
+    body: MonitorPatch, platform: PlatformDep, owner: Owner, selection: Annotated[Selection, Depends(_some)]
 ) -> Changed:
     """Change those for which everything holds that the query gives."""
-    return Changed(monitors=platform.crawl.change_monitors(selection, body.to_domain(), owner=LOCAL_OWNER))
+    return Changed(monitors=platform.crawl.change_monitors(selection, body.to_domain(), owner=owner))
 
 
 @router.delete("", summary="Delete several monitors", responses=problems(422, 503))
-def delete_monitors(platform: PlatformDep, selection: Annotated[Selection, Depends(_some)]) -> Changed:
+def delete_monitors(platform: PlatformDep, owner: Owner, selection: Annotated[Selection, Depends(_some)]) -> Changed:
     """Delete those for which everything holds that the query gives. The probes in their URLs' history stay."""
-    return Changed(monitors=platform.crawl.delete_monitors(selection, owner=LOCAL_OWNER))
+    return Changed(monitors=platform.crawl.delete_monitors(selection, owner=owner))
 
 
 @router.get("/{monitor_id}", summary="Read a monitor", responses=problems(404, 503))
-def get_monitor(monitor_id: str, platform: PlatformDep) -> Monitor:
+def get_monitor(monitor_id: str, platform: PlatformDep, owner: Owner) -> Monitor:
     """Its interval, and when it is due next."""
-    return Monitor.of(platform.crawl.monitor(monitor_id, owner=LOCAL_OWNER))
+    return Monitor.of(platform.crawl.monitor(monitor_id, owner=owner))
 
 
 @router.patch("/{monitor_id}", summary="Change a monitor", responses=problems(404, 422, 503))
-def change_monitor(monitor_id: str, body: MonitorPatch, platform: PlatformDep) -> Monitor:
+def change_monitor(monitor_id: str, body: MonitorPatch, platform: PlatformDep, owner: Owner) -> Monitor:
     """Change what is named; the rest stays. With another interval, its next slot is within one from now."""
-    return Monitor.of(platform.crawl.change_monitor(monitor_id, body.to_domain(), owner=LOCAL_OWNER))
+    return Monitor.of(platform.crawl.change_monitor(monitor_id, body.to_domain(), owner=owner))
 
 
 @router.delete("/{monitor_id}", status_code=204, summary="Delete a monitor", responses=problems(404, 503))
-def delete_monitor(monitor_id: str, platform: PlatformDep) -> None:
+def delete_monitor(monitor_id: str, platform: PlatformDep, owner: Owner) -> None:
     """Stop probing it. The probes in the URL's history stay."""
-    platform.crawl.delete_monitor(monitor_id, owner=LOCAL_OWNER)
+    platform.crawl.delete_monitor(monitor_id, owner=owner)

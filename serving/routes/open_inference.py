@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from serving.dependencies import Body, PlatformDep, RequestId
+from serving.dependencies import Body, Owner, PlatformDep, RequestId
 from serving.inference import FEATURES, asked_model, of_features, of_urls
 from serving.openapi import json_body, protocol_errors
 from serving.schemas import Ready
@@ -89,7 +89,13 @@ def model_ready(model: str, platform: PlatformDep, version: str | None = None) -
     openapi_extra=_BODY,
 )
 def infer(
-    model: str, body: Body, request: Request, platform: PlatformDep, request_id: RequestId, version: str | None = None
+    model: str,
+    body: Body,
+    request: Request,
+    platform: PlatformDep,
+    request_id: RequestId,
+    owner: Owner,
+    version: str | None = None,
 ) -> Response:
     """Probabilities by URL, or by features."""
     scorer = asked_model(platform, model, version)
@@ -97,7 +103,7 @@ def infer(
     if asked.features is not None:
         answer = of_features(platform, asked.features, model=scorer)
     else:
-        answer = of_urls(platform, asked.urls or [], request_id=request_id, model=scorer)
+        answer = of_urls(platform, asked.urls or [], request_id=request_id, owner=owner, model=scorer)
     content, header_length = write_answer(answer, asked)
     if header_length is None:
         return Response(content, media_type="application/json")

@@ -1,17 +1,23 @@
-"""The first page: what will fail next, and why; and Swagger UI. All that they load comes from this server."""
+"""The first page: what will fail next, and why; logging in; and Swagger UI. All that they load comes from this server."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
+from starlette.responses import RedirectResponse
 
-from serving.dependencies import Cursor, PlatformDep
+from serving.access import COOKIE
+from serving.dependencies import Body, Cursor, Owner, PlatformDep
 from serving.rendering import render
 from urlhealth.crawl.current import CurrentPrediction
+from urlhealth.crawl.keys import SESSION_S
+from urlhealth.errors import Unauthenticated
 from urlhealth.features.wording import duration
 from urlhealth.platform import Platform
-from urlhealth.vocabulary import LOCAL_OWNER, FeatureVector, Freshness, Health
+from urlhealth.vocabulary import FeatureVector, Freshness, Health
 
 router = APIRouter(include_in_schema=False)
 
@@ -42,9 +48,59 @@ class Row:
 
 
 @router.get("/")
-def overview(request: Request, platform: PlatformDep, cursor: Cursor = None) -> Response:
+def overview(request: Request, platform: PlatformDep, owner: Owner, cursor: Cursor = None) -> Response:
     """URLs by risk, riskiest first; where nothing is predicted yet, URLs with their state."""
-    return render(request, "overview.html", _context(platform, cursor))
+    return render(request, "overview.html", _context(platform, cursor, owner))
+
+
+@router.get("/login")
+def login_page(request: Request, next: str = "/") -> Response:
+    """Where a browser shows its API key."""
+    return render(request, "login.html", {"next": _inner(next), "problem": ""})
+
+
+@router.post("/login")
+def login(request: Request, body: Body, platform: PlatformDep) -> Response:
+    """Take a key, and give the browser a session for it."""
+    form: dict[str, str] = {}
+    try:
+        form = {name: values[0] for name, values in parse_qs(body.decode("latin-1"), max_num_fields=4).items()}
+        caller = platform.keys.caller(form.get("key", "").strip())
+    except (Unauthenticated, ValueError) as error:
+        problem = str(error) if isinstance(error, Unauthenticated) else "the form cannot be read"
+        answer = render(request, "login.html", {"next": _inner(form.get("next", "/")), "problem": problem})
+        answer.status_code = 401
+        return answer
+    response = RedirectResponse(_root(request) + _inner(form.get("next", "/")), 303)
+    response.set_cookie(
+        COOKIE,
+        platform.keys.open_session(caller),
+        max_age=SESSION_S,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
+@router.post("/logout")
+def logout(request: Request, platform: PlatformDep) -> Response:
+    """End the browser's session."""
+    platform.keys.close_session(request.cookies.get(COOKIE, ""))
+    response = RedirectResponse(f"{_root(request)}/login", 303)
+    response.delete_cookie(COOKIE)
+    return response
+
+
+def _inner(path: str) -> str:
+    """The path, if it is a page of this server."""
+    return path if re.fullmatch(r"/(docs|ui/[a-z]+(/[A-Za-z0-9_-]+)?)?", path) else "/"
+
+
+def _root(request: Request) -> str:
+    """The path that the application is mounted at."""
+    root: str = request.scope.get("root_path", "")
+    return root.rstrip("/")
 
 
 @router.get("/docs")
@@ -53,16 +109,16 @@ def docs(request: Request) -> Response:
     return render(request, "docs.html")
 
 
-def _context(platform: Platform, cursor: str | None) -> dict[str, Any]:
-    page = platform.current.riskiest(horizon=HORIZON, limit=MAX_ROWS, cursor=cursor, owner=LOCAL_OWNER)
+def _context(platform: Platform, cursor: str | None, owner: str) -> dict[str, Any]:
+    page = platform.current.riskiest(horizon=HORIZON, limit=MAX_ROWS, cursor=cursor, owner=owner)
     rows = [_row(item) for item in page.items]
     champion = platform.champion.current
     first = page.items[0].prediction if page.items else None
     return {
-        "rows": rows or _without_model(platform),
+        "rows": rows or _without_model(platform, owner),
         "model": None if first is None else f"{first.model} version {first.model_version}",
         "horizon": HORIZON,
-        "counts": platform.overview.counts(owner=LOCAL_OWNER),
+        "counts": platform.overview.counts(owner=owner),
         "pace": platform.overview.probes_per_s(),
         "lag": platform.pipeline_lag(),
         "champion": None if champion is None else champion.version,
@@ -85,10 +141,10 @@ def _row(item: CurrentPrediction) -> Row:
     )
 
 
-def _without_model(platform: Platform) -> list[Row]:
-    targets = platform.crawl.targets(limit=MAX_ROWS, owner=LOCAL_OWNER).items
-    vectors = platform.predictor.features([target.url for target in targets])
-    simulated = platform.crawl.simulated_targets([target.key for target in targets], owner=LOCAL_OWNER)
+def _without_model(platform: Platform, owner: str) -> list[Row]:
+    targets = platform.crawl.targets(limit=MAX_ROWS, owner=owner).items
+    vectors = platform.predictor.features([target.url for target in targets], owner=owner)
+    simulated = platform.crawl.simulated_targets([target.key for target in targets], owner=owner)
     return [
         Row(
             target=vector.target,

@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 import orjson
 from fastapi import APIRouter, Query, Response
 
-from serving.dependencies import Cursor, Limit, PlatformDep, RequestId
+from serving.dependencies import Cursor, Limit, Owner, PlatformDep, RequestId
 from serving.freshness import judged, not_fresh
 from serving.openapi import problems
 from serving.schemas import CurrentItem, Listing, Predictions, PredictionsRequest
 from serving.schemas.common import Horizon
 from serving.schemas.predictions import predictions_item
-from urlhealth.vocabulary import LOCAL_OWNER
 
 router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
 
@@ -21,6 +20,7 @@ router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
 def predict(
     body: PredictionsRequest,
     platform: PlatformDep,
+    owner: Owner,
     request_id: RequestId,
     model: Annotated[
         str | None,
@@ -29,13 +29,20 @@ def predict(
 ) -> Response:
     """How likely each URL is to fail within each horizon. A URL never seen has status `missing`, and no probability."""
     scorer = None if model is None else platform.versions.named(model)
-    ask = partial(platform.predictor.predict, body.urls, horizons=body.horizons, explain=body.explain, model=scorer)
+    ask = partial(
+        platform.predictor.predict,
+        body.urls,
+        horizons=body.horizons,
+        explain=body.explain,
+        model=scorer,
+        owner=owner,
+    )
     predictions = ask()
     if body.probe == "if_stale" and (urls := not_fresh(predictions, max_age_s=body.max_age_s)):
-        platform.probe_now(urls, wait_s=body.probe_wait_s, owner=LOCAL_OWNER)
+        platform.probe_now(urls, wait_s=body.probe_wait_s, owner=owner)
         predictions = ask()
     predictions = judged(predictions, max_age_s=body.max_age_s, on_stale=body.on_stale)
-    platform.log_predictions(request_id, predictions, owner=LOCAL_OWNER)
+    platform.log_predictions(request_id, predictions, owner=owner)
     with platform.predictor.stages.timed("encode"):
         reply = {"request_id": request_id, "items": list(map(predictions_item, predictions))}
         return Response(orjson.dumps(reply), media_type="application/json")
@@ -44,6 +51,7 @@ def predict(
 @router.get("", summary="List targets by risk", responses=problems(422, 503))
 def by_risk(
     platform: PlatformDep,
+    owner: Owner,
     order: Annotated[Literal["risk"], Query(description="Riskiest first.")] = "risk",  # noqa: ARG001 (only one so far)
     horizon: Horizon = "24h",
     group: Annotated[str | None, Query(max_length=300, description="Those of this group only.")] = None,
@@ -52,7 +60,5 @@ def by_risk(
     cursor: Cursor = None,
 ) -> Listing[CurrentItem]:
     """What is kept of every target that was ever probed: made anew after each probe, and every few minutes."""
-    page = platform.current.riskiest(
-        horizon=horizon, limit=limit, cursor=cursor, group=group, tag=tag, owner=LOCAL_OWNER
-    )
+    page = platform.current.riskiest(horizon=horizon, limit=limit, cursor=cursor, group=group, tag=tag, owner=owner)
     return Listing(items=[CurrentItem.of_current(item) for item in page.items], next_cursor=page.next_cursor)

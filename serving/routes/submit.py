@@ -4,10 +4,10 @@ from typing import Final
 
 from fastapi import APIRouter, Response
 
-from serving.dependencies import PlatformDep, check_count
+from serving.dependencies import CallerDep, Owner, PlatformDep, check_count
 from serving.openapi import header, problems
 from serving.schemas import SimpleResult, SimpleTask, SubmitRequest, Submitted
-from urlhealth.vocabulary import LOCAL_OWNER, CrawlTask, Outcome, ProbeResult, TaskResult, TaskStatus
+from urlhealth.vocabulary import CrawlTask, Outcome, ProbeResult, TaskResult, TaskStatus
 
 router = APIRouter(tags=["small crawler"])
 
@@ -33,11 +33,12 @@ WORDS: Final = {
 }
 
 
-@router.post("/submit", summary="Probe URLs once (small crawler)", responses=problems(413, 422, 503))
-def submit(body: SubmitRequest, platform: PlatformDep) -> Submitted:
+@router.post("/submit", summary="Probe URLs once (small crawler)", responses=problems(413, 422, 429, 503))
+def submit(body: SubmitRequest, platform: PlatformDep, caller: CallerDep) -> Submitted:
     """The same as `POST /api/v1/tasks`, in the small crawler's shape."""
     check_count(body.urls, platform.settings.max_urls_per_task)
-    return Submitted(task_id=platform.crawl.create_task(body.urls, owner=LOCAL_OWNER).task_id)
+    urls = platform.keys.metered(caller, body.urls)
+    return Submitted(task_id=platform.crawl.create_task(urls, owner=caller.owner).task_id)
 
 
 @router.get(
@@ -45,29 +46,29 @@ def submit(body: SubmitRequest, platform: PlatformDep) -> Submitted:
     summary="Read the newest tasks (small crawler)",
     responses=header(200, "X-Limit", "What it returns at most.") | problems(503),
 )
-def list_tasks(platform: PlatformDep, response: Response) -> dict[str, SimpleTask]:
+def list_tasks(platform: PlatformDep, owner: Owner, response: Response) -> dict[str, SimpleTask]:
     """The newest 100 tasks by id, with 10,000 results in all: the newest tasks' come first. For more, use `/api/v1`."""
-    page = platform.crawl.tasks(limit=MAX_TASKS, owner=LOCAL_OWNER)
-    results = platform.crawl.results_of([task.task_id for task in page.items], limit=MAX_RESULTS, owner=LOCAL_OWNER)
+    page = platform.crawl.tasks(limit=MAX_TASKS, owner=owner)
+    results = platform.crawl.results_of([task.task_id for task in page.items], limit=MAX_RESULTS, owner=owner)
     response.headers["X-Limit"] = LIMIT_HEADER
     # A task without results was deleted a moment ago.
     return {task.task_id: _simple(task, results[task.task_id]) for task in page.items if task.task_id in results}
 
 
 @router.get("/tasks/{task_id}", summary="Read a task (small crawler)", responses=problems(404, 503))
-def get_task(task_id: str, platform: PlatformDep) -> SimpleTask:
+def get_task(task_id: str, platform: PlatformDep, owner: Owner) -> SimpleTask:
     """Status and results so far."""
-    task = platform.crawl.task(task_id, owner=LOCAL_OWNER)
-    results = platform.crawl.results_of([task_id], limit=task.total, owner=LOCAL_OWNER)
+    task = platform.crawl.task(task_id, owner=owner)
+    results = platform.crawl.results_of([task_id], limit=task.total, owner=owner)
     return _simple(task, results.get(task_id, []))
 
 
 @router.delete(
     "/tasks/{task_id}", status_code=204, summary="Delete a task (small crawler)", responses=problems(404, 503)
 )
-def delete_task(task_id: str, platform: PlatformDep) -> None:
+def delete_task(task_id: str, platform: PlatformDep, owner: Owner) -> None:
     """The same as `DELETE /api/v1/tasks/{task_id}`."""
-    platform.crawl.delete_task(task_id, owner=LOCAL_OWNER)
+    platform.crawl.delete_task(task_id, owner=owner)
 
 
 def errors_of(result: ProbeResult) -> dict[str, int | str]:

@@ -6,13 +6,13 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from serving.dependencies import Cursor, Limit, PlatformDep
+from serving.dependencies import CallerDep, Cursor, Limit, Owner, PlatformDep
 from serving.events import FINISHED, task_events
 from serving.exports import CSV, NDJSON, Format, as_csv, ndjson, preferred
 from serving.intake import task_of
 from serving.openapi import header, problems
 from serving.schemas import Listing, Task, TaskCreated, TaskResult
-from urlhealth.vocabulary import LOCAL_OWNER, CrawlTask, TaskStatus
+from urlhealth.vocabulary import CrawlTask, TaskStatus
 
 router = APIRouter(prefix="/api/v1/tasks", tags=["tasks"])
 
@@ -64,11 +64,15 @@ _BODY: Final[dict[str, Any]] = {
     "",
     status_code=202,
     summary="Probe URLs once",
-    responses=header(202, "Location", "Path of the task.") | problems(408, 409, 413, 415, 422, 503),
+    responses=header(202, "Location", "Path of the task.") | problems(408, 409, 413, 415, 422, 429, 503),
     openapi_extra=_BODY,
 )
 async def create_task(
-    request: Request, platform: PlatformDep, response: Response, idempotency_key: IdempotencyKey = None
+    request: Request,
+    platform: PlatformDep,
+    caller: CallerDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> TaskCreated:
     """Store a task. It is on disk before the reply, and is carried out even if the server stops in between.
 
@@ -78,7 +82,10 @@ async def create_task(
     def store() -> CrawlTask:
         urls, options = task_of(request, max_urls=platform.settings.max_urls_per_task)
         return platform.crawl.create_task(
-            urls, options=options.to_domain(), owner=LOCAL_OWNER, idempotency_key=idempotency_key
+            platform.keys.metered(caller, urls),
+            options=options.to_domain(),
+            owner=caller.owner,
+            idempotency_key=idempotency_key,
         )
 
     task = await to_thread.run_sync(store, limiter=request.app.state.uploads)
@@ -89,19 +96,20 @@ async def create_task(
 @router.get("", summary="List tasks, newest first", responses=problems(422, 503))
 def list_tasks(
     platform: PlatformDep,
+    owner: Owner,
     status: Annotated[TaskStatus | None, Query(description="Only those in this status.")] = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> Listing[Task]:
     """All tasks, or those in one status."""
-    page = platform.crawl.tasks(status=status, limit=limit, cursor=cursor, owner=LOCAL_OWNER)
+    page = platform.crawl.tasks(status=status, limit=limit, cursor=cursor, owner=owner)
     return Listing(items=[Task.of(task) for task in page.items], next_cursor=page.next_cursor)
 
 
 @router.get("/{task_id}", summary="Say how far a task has come", responses=problems(404, 503))
-def get_task(task_id: str, platform: PlatformDep) -> Task:
+def get_task(task_id: str, platform: PlatformDep, owner: Owner) -> Task:
     """Status, counts by outcome, times, and who did the work."""
-    return Task.of(platform.crawl.task(task_id, owner=LOCAL_OWNER))
+    return Task.of(platform.crawl.task(task_id, owner=owner))
 
 
 _WHOLE: Final[dict[int | str, dict[str, Any]]] = {
@@ -132,6 +140,7 @@ def get_results(
     task_id: str,
     request: Request,
     platform: PlatformDep,
+    owner: Owner,
     limit: Limit = 100,
     cursor: Cursor = None,
     format: Annotated[
@@ -141,9 +150,9 @@ def get_results(
     """One item a URL as it was sent, in that order, also while the task is running."""
     chosen = format or preferred(request.headers.get("accept", ""))
     if chosen == "json":
-        page = platform.crawl.task_results(task_id, limit=limit, cursor=cursor, owner=LOCAL_OWNER)
+        page = platform.crawl.task_results(task_id, limit=limit, cursor=cursor, owner=owner)
         return Listing(items=[TaskResult.of(item) for item in page.items], next_cursor=page.next_cursor)
-    results = platform.crawl.iter_results(task_id, owner=LOCAL_OWNER)
+    results = platform.crawl.iter_results(task_id, owner=owner)
     if chosen == "ndjson":
         return StreamingResponse(ndjson(results), media_type=NDJSON)
     disposition = {"Content-Disposition": f'attachment; filename="{task_id}.csv"'}
@@ -173,28 +182,29 @@ def get_results(
 async def get_events(
     task_id: str,
     platform: PlatformDep,
+    owner: Owner,
     last_event_id: Annotated[
         str | None, Header(max_length=200, description="Id of the last event seen; what follows it is sent.")
     ] = None,
 ) -> Response:
     """Its progress as it comes (Server-Sent Events), up to its end."""
     crawl = platform.crawl
-    task = await to_thread.run_sync(lambda: crawl.task(task_id, owner=LOCAL_OWNER))
+    task = await to_thread.run_sync(lambda: crawl.task(task_id, owner=owner))
     if task.status in FINISHED and last_event_id is not None:
-        event = await to_thread.run_sync(lambda: crawl.task_event(task_id, after=last_event_id, owner=LOCAL_OWNER))
+        event = await to_thread.run_sync(lambda: crawl.task_event(task_id, after=last_event_id, owner=owner))
         if event is None:
             return Response(status_code=204)
-    events = task_events(crawl, task_id, after=last_event_id, owner=LOCAL_OWNER)
+    events = task_events(crawl, task_id, after=last_event_id, owner=owner)
     return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 @router.post("/{task_id}/cancel", summary="Cancel a task", responses=problems(404, 503))
-def cancel_task(task_id: str, platform: PlatformDep) -> Task:
+def cancel_task(task_id: str, platform: PlatformDep, owner: Owner) -> Task:
     """Probe nothing more for it. The task and its results stay; one that is done stays as it is."""
-    return Task.of(platform.crawl.cancel_task(task_id, owner=LOCAL_OWNER))
+    return Task.of(platform.crawl.cancel_task(task_id, owner=owner))
 
 
 @router.delete("/{task_id}", status_code=204, summary="Delete a task", responses=problems(404, 503))
-def delete_task(task_id: str, platform: PlatformDep) -> None:
+def delete_task(task_id: str, platform: PlatformDep, owner: Owner) -> None:
     """Cancel it if it is running, and delete it. The probes in its URLs' history stay."""
-    platform.crawl.delete_task(task_id, owner=LOCAL_OWNER)
+    platform.crawl.delete_task(task_id, owner=owner)

@@ -28,9 +28,18 @@ class Ready(BaseModel):
     checks: list[Check]
 
     @classmethod
-    def of(cls, checks: list[Any]) -> Self:
-        """The platform's checks as a reply."""
+    def of(cls, checks: list[Any], *, told: bool = True) -> Self:
+        """The platform's checks as a reply; with or without what is in use, and what is wrong with it."""
         return cls(
             status="ready" if all(check.ok for check in checks if check.needed) else "not ready",
-            checks=[Check.model_validate(check, from_attributes=True) for check in checks],
+            checks=[
+                Check(
+                    name=check.name,
+                    ok=check.ok,
+                    detail=check.detail if told else "",
+                    advice=check.advice if told else None,
+                    needed=check.needed,
+                )
+                for check in checks
+            ],
         )

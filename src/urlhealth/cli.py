@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from urlhealth import alerts_cli, history_cli, monitors_cli, remote_cli
+from urlhealth import alerts_cli, history_cli, keys_cli, monitors_cli, remote_cli
 from urlhealth.errors import ConfigurationError, InvalidRequest, InvalidUrls, UrlHealthError
 from urlhealth.printing import print_json_lines, print_pools, print_results, print_table, result_json, result_line
 
@@ -33,6 +33,7 @@ app.add_typer(features_app, name="features")
 app.add_typer(monitors_cli.app, name="monitors")
 app.add_typer(history_cli.app, name="history")
 app.add_typer(alerts_cli.app, name="alerts")
+app.add_typer(keys_cli.app, name="keys")
 remote_cli.add_to(app, monitors=monitors_cli.app, history=history_cli.app)
 models_app = typer.Typer(help="Work on the registered models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
@@ -57,7 +58,8 @@ def main() -> None:
 @app.command()
 def serve(
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on; loopback only. [default: URLHEALTH_HOST]")
+        str | None,
+        typer.Option(help="Address to listen on; loopback only, unless there are keys. [default: URLHEALTH_HOST]"),
     ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port to listen on. [default: URLHEALTH_PORT]", min=0, max=65535)
@@ -72,9 +74,13 @@ def serve(
 
     settings = load_settings()
     host = host or settings.host
-    require_loopback(host)
-    with _platform():
-        pass  # What cannot be opened is said here, once, before any process starts.
+    # Without a database there are no keys, and none is made for a server that may not be.
+    may_have_keys = settings.database_url or (settings.home / "urlhealth.db").exists()
+    if not may_have_keys:
+        require_loopback(host)
+    with _platform() as platform:
+        require_loopback(host, keys=platform.keys.exist())
+        # What cannot be opened is said here, once, before any process starts.
     port = settings.port if port is None else port
     _require_free(host, port)
     uvicorn.run(

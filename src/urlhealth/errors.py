@@ -6,6 +6,9 @@
     │   │   └── TooOld      what is known of some is older than the request allows
     │   ├── Duplicate       its target has a monitor already; names it
     │   └── InvalidCursor
+    ├── Unauthenticated     a call without an API key, where one is needed
+    ├── Forbidden           an API key that may not do that
+    ├── QuotaExceeded       an API key has done as much as it may
     ├── KeyReused           an idempotency key came again with another request
     ├── NotFound            no such task, monitor or model
     ├── NoModel             there is no model that can be used to predict
@@ -61,6 +64,23 @@ class InvalidCursor(InvalidRequest):
 
 class KeyReused(UrlHealthError):
     """An idempotency key came again with another request."""
+
+
+class Unauthenticated(UrlHealthError):
+    """A call without an API key, where one is needed."""
+
+
+class Forbidden(UrlHealthError):
+    """An API key that may not do what was asked for."""
+
+
+class QuotaExceeded(UrlHealthError):
+    """An API key has done as much as it may."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        """`retry_after_s`: time after which it may be allowed again."""
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
 
 
 class NotFound(UrlHealthError):

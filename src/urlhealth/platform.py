@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from urlhealth.alerts.store import AlertStore
     from urlhealth.crawl.carried import CarriedStore
     from urlhealth.crawl.current import CurrentPredictions
+    from urlhealth.crawl.keys import KeyStore
     from urlhealth.crawl.overview import Overview
     from urlhealth.crawl.rollups import Rollups
     from urlhealth.crawl.served import ServedLog
@@ -218,6 +219,13 @@ class Platform:
         from urlhealth.prediction.retraining import Retraining
 
         return Retraining(self.settings, lease=self.lease, clock=self.clock)
+
+    @cached_property
+    def keys(self) -> "KeyStore":
+        from urlhealth.crawl.keys import KeyStore
+
+        assert self._database is not None
+        return KeyStore(self._database, clock=self.clock)
 
     @cached_property
     def current(self) -> "CurrentPredictions":

@@ -55,7 +55,9 @@ class Settings(BaseSettings):
         description="Redis server of the newest features, like `redis://HOST:PORT/DB?prefix=NAME`. "
         "Empty: SQLite in the home folder.",
     )
-    host: str = Field("127.0.0.1", description="Address that the server listens on; loopback only.")
+    host: str = Field(
+        "127.0.0.1", description="Address that the server listens on; loopback only, unless there are API keys."
+    )
     port: int = Field(8000, description="Port that the server listens on.", ge=0, le=65535)
     allow_addresses: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         (),
@@ -248,15 +250,20 @@ def expanded(text: str) -> str:
     return re.sub(r"\$\{(\w+)\}", value, text)
 
 
-def require_loopback(host: str) -> None:
-    """Raises `ConfigurationError` unless only this machine can reach what listens on `host`."""
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
     try:
-        loopback = host == "localhost" or ip_address(host).is_loopback
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
-        loopback = False
-    if not loopback:
+        return False
+
+
+def require_loopback(host: str, *, keys: bool = False) -> None:
+    """Raises `ConfigurationError` unless only this machine can reach what listens on `host`, or API keys are needed."""
+    if not keys and not is_loopback(host):
         raise ConfigurationError(
-            f"will not listen on {host}: there is no authentication yet, so only loopback (127.0.0.1, ::1) is served"
+            f"will not listen on {host}: without an API key there is no authentication, and only loopback (127.0.0.1, "
+            "::1) is served; make one with `urlhealth keys create NAME --scope admin`"
         )
 
 

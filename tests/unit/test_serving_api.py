@@ -532,16 +532,28 @@ class TestWhoIsServed:
         async def at_server(scope: Scope, receive: Receive, send: Send) -> None:
             await app(scope | {"server": server}, receive, send)
 
-        reply = TestClient(at_server).get("/health/live")
+        reply = TestClient(at_server, base_url="http://127.0.0.1").get("/health/live")
         assert reply.status_code == status
         if status == 403:
             assert "authentication" in assert_problem(reply, 403, "not-local")["detail"]
             assert reply.headers["x-request-id"]
 
+    def test_a_name_that_was_made_to_mean_this_machine_is_refused(self, platform: Platform) -> None:
+        app = create_app(platform)
+
+        async def at_server(scope: Scope, receive: Receive, send: Send) -> None:
+            await app(scope | {"server": ("127.0.0.1", 8000)}, receive, send)
+
+        client = TestClient(at_server)
+        for host, status in [("evil.example", 403), ("localhost:8000", 200), ("a.localhost", 200), ("[::1]:8000", 200)]:
+            assert client.get("/health/live", headers={"host": host}).status_code == status
+
     def test_a_page_of_another_site_cannot_change_anything(self, http: TestClient) -> None:
         foreign = {"sec-fetch-site": "cross-site"}
         assert_problem(http.post(TASKS, json={"urls": ["https://a.example"]}, headers=foreign), 403, "not-local")
         assert http.get(TASKS, headers=foreign).status_code == 200
+        for foreign in ({"sec-fetch-site": "same-site"}, {"origin": "https://evil.example"}, {"origin": "null"}):
+            assert_problem(http.post(TASKS, json={"urls": ["https://a.example"]}, headers=foreign), 403, "not-local")
 
 
 class TestOperations:
@@ -593,6 +605,12 @@ class TestDocuments:
         document = http.get("/openapi.json").json()
         operations = {(m.upper(), p): op for p, item in document["paths"].items() for m, op in item.items()}
         assert set(operations) == {
+            ("GET", "/api/v1/audit"),
+            ("GET", "/api/v1/keys"),
+            ("POST", "/api/v1/keys"),
+            ("GET", "/api/v1/keys/{key_id}"),
+            ("DELETE", "/api/v1/keys/{key_id}"),
+            ("POST", "/api/v1/keys/{key_id}/rotate"),
             ("POST", "/submit"),
             ("GET", "/tasks"),
             ("GET", "/tasks/{task_id}"),

@@ -144,6 +144,12 @@ class History(Records):
             rows = connection.execute(query.order_by(targets.c.id).limit(limit + 1)).all()
         return page(rows, limit, "targets", target_of)
 
+    def count_targets(self, *, owner: str = LOCAL_OWNER) -> int:
+        """How many targets an owner has."""
+        query = sa.select(sa.func.count()).select_from(targets).where(targets.c.owner == owner)
+        with self._engine.connect() as connection:
+            return connection.scalar(query) or 0
+
     def find_targets(self, keys: Sequence[str], *, owner: str = LOCAL_OWNER) -> dict[str, Target]:
         """Those of the targets that are known, by key."""
         return {row.key: target_of(row) for row in self._rows_of(keys, owner)}

@@ -431,3 +431,61 @@ sa.Index("ix_alert_messages_due", alert_messages.c.due_ms, sqlite_where=_unsent,
 sa.Index(None, alert_messages.c.owner, alert_messages.c.status, alert_messages.c.number)
 # For the erasure of a target.
 sa.Index(None, alert_messages.c.host)
+
+api_keys: Final = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    _owner(),
+    #: With a space between each two.
+    sa.Column("scopes", sa.Text, nullable=False),
+    #: SHA-256 of the secret; of the one before the last rotation, and until when that is taken.
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("old_digest", sa.LargeBinary),
+    sa.Column("old_until_ms", sa.BigInteger),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+    sa.Column("expires_ms", sa.BigInteger),
+    #: A revoked key stays: the first key closes the server, and no later change opens it again.
+    sa.Column("revoked_ms", sa.BigInteger),
+    sa.Column("used_ms", sa.BigInteger),
+    #: Quotas; null is any number.
+    sa.Column("urls_per_day", sa.BigInteger),
+    sa.Column("running_tasks", sa.BigInteger),
+    sa.Column("monitors", sa.BigInteger),
+    sa.Column("requests_per_s", sa.Double),
+)
+
+sessions: Final = sa.Table(
+    "sessions",
+    metadata,
+    #: SHA-256 of what the browser's cookie holds.
+    sa.Column("digest", sa.LargeBinary, primary_key=True),
+    sa.Column("key_id", sa.Text, sa.ForeignKey("api_keys.key_id"), nullable=False),
+    sa.Column("expires_ms", sa.BigInteger, nullable=False),
+)
+
+key_usage: Final = sa.Table(
+    "key_usage",
+    metadata,
+    sa.Column("key_id", sa.Text, sa.ForeignKey("api_keys.key_id"), primary_key=True),
+    #: Days since 1970 UTC.
+    sa.Column("day", sa.Integer, primary_key=True),
+    sa.Column("urls", sa.BigInteger, nullable=False),
+)
+
+audit_log: Final = sa.Table(
+    "audit_log",
+    metadata,
+    _number("number"),
+    sa.Column("ts_ms", sa.BigInteger, nullable=False),
+    _owner(),
+    #: Null: somebody at this machine.
+    sa.Column("key_id", sa.Text),
+    #: Method and path with its query, or the command.
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer),
+    sa.Column("request_id", sa.Text),
+    sa.Column("address", sa.Text),
+    sqlite_autoincrement=True,
+)

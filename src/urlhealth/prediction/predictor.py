@@ -19,6 +19,7 @@ from urlhealth.prediction.stages import Stages
 from urlhealth.probing.urls import parse_targets
 from urlhealth.vocabulary import (
     HORIZONS,
+    LOCAL_OWNER,
     PROBABILITIES,
     Clock,
     FeatureVector,
@@ -31,6 +32,9 @@ from urlhealth.vocabulary import (
 
 #: Reasons that a prediction carries at most.
 REASONS = 3
+
+#: In place of a target that is none of the caller's: nothing is known of it.
+_NOBODYS = Target(url="http://nobody.invalid/", host="nobody.invalid", group="nobody.invalid")
 
 _HEALTH = {1: Health.DOWN, 0: Health.UP}
 
@@ -88,13 +92,14 @@ class Predictor:
         #: How old the states were that requests read.
         self.ages = Ages()
 
-    def features(self, urls: Sequence[str]) -> list[FeatureVector]:
-        """The feature vector of each URL, now.
+    def features(self, urls: Sequence[str], *, owner: str = LOCAL_OWNER) -> list[FeatureVector]:
+        """The feature vector of each URL, now; nothing is known of those that the owner has no target of.
 
         Raises:
             InvalidUrls: naming the positions.
         """
-        known = self._known(self._stored(parse_targets(urls)), self.stages)
+        targets, own = self._stored(parse_targets(urls), owner)
+        known = self._known(targets, own, self.stages)
         feature_names = names(VECTOR)
         return [
             FeatureVector(
@@ -111,9 +116,16 @@ class Predictor:
         ]
 
     def predict(
-        self, urls: Sequence[str], *, horizons: Sequence[str], explain: bool = False, model: Champion | None = None
+        self,
+        urls: Sequence[str],
+        *,
+        horizons: Sequence[str],
+        explain: bool = False,
+        model: Champion | None = None,
+        owner: str = LOCAL_OWNER,
     ) -> list[Prediction]:
-        """The forecast for each URL and horizon, URLs outermost, by the champion or another model.
+        """The forecast for each URL and horizon, URLs outermost, by the champion or another model; nothing is known of
+        URLs that the owner has no target of.
 
         Raises:
             InvalidUrls: naming the positions.
@@ -127,13 +139,14 @@ class Predictor:
         with self.stages.timed("parse"):
             parsed = parse_targets(urls)
         with self._turn:
-            return self._predict(urls, self._stored(parsed), horizons, model, explain=explain, stages=self.stages)
+            targets, own = self._stored(parsed, owner)
+            return self._predict(urls, targets, horizons, model, explain=explain, own=own, stages=self.stages)
 
     def predict_targets(
         self, targets: Sequence[Target], *, horizons: Sequence[str], model: Champion, explain: bool = False
     ) -> list[Prediction]:
         """The same for targets as they are stored."""
-        return self._predict([target.url for target in targets], targets, horizons, model, explain=explain)
+        return self._predict([target.url for target in targets], targets, horizons, model, explain=explain, own=None)
 
     def champion(self) -> Champion:
         """The model that serves now; raises as :meth:`ChampionWatch.serving` does."""
@@ -147,11 +160,12 @@ class Predictor:
         model: Champion,
         *,
         explain: bool,
+        own: Sequence[bool] | None,
         stages: Stages | None = None,
     ) -> list[Prediction]:
         if not targets:
             return []
-        known = self._known(targets, stages)
+        known = self._known(targets, own, stages)
         stages = stages or Stages()  # of what is no request, nobody asks
         with stages.timed("model"):
             probabilities = model.forecaster.predict_proba(known.vectors)
@@ -202,19 +216,23 @@ class Predictor:
             for i in range(len(vectors))
         ]
 
-    def _stored(self, targets: Sequence[Target]) -> list[Target]:
-        """The targets with the groups that monitors or histories gave them; a parsed one only knows the domain."""
-        stored = self._crawl.find_targets([target.key for target in targets])
-        return [stored.get(target.key, target) for target in targets]
+    def _stored(self, targets: Sequence[Target], owner: str) -> tuple[list[Target], list[bool]]:
+        """The targets with the groups that monitors or histories gave them (a parsed one only knows the domain), and
+        which of them are the owner's.
+        """
+        stored = self._crawl.find_targets([target.key for target in targets], owner=owner)
+        return [stored.get(t.key, t) for t in targets], [t.key in stored for t in targets]
 
-    def _known(self, targets: Sequence[Target], request: Stages | None) -> _Known:
+    def _known(self, targets: Sequence[Target], own: Sequence[bool] | None, request: Stages | None) -> _Known:
         now_ms, stages = self._clock(), request or Stages()
+        # Features are of the URL, whoever had it probed: those of others' targets are not looked at.
+        shown = targets if own is None else [t if mine else _NOBODYS for t, mine in zip(targets, own, strict=True)]
         with stages.timed("state"):
-            urls = self._features.read(URL_STATE, [t.key for t in targets])
+            urls = self._features.read(URL_STATE, [t.key for t in shown])
             states: Mapping[str, States] = {
                 URL_STATE.name: urls.states,
-                HOST_STATE.name: self._features.read(HOST_STATE, [t.host for t in targets]).states,
-                GROUP_STATE.name: self._features.read(GROUP_STATE, [t.group for t in targets]).states,
+                HOST_STATE.name: self._features.read(HOST_STATE, [t.host for t in shown]).states,
+                GROUP_STATE.name: self._features.read(GROUP_STATE, [t.group for t in shown]).states,
             }
         with stages.timed("vector"):
             vectors = vector.at(states, np.full(len(targets), now_ms, dtype=np.int64), known_for_s=self._known_for_s)

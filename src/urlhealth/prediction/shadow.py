@@ -64,7 +64,9 @@ class Shadow:
             served = question.served
             if model is None or model.version == served.predictions[0].model_version:
                 continue
-            predictions = self._predictor.predict(question.urls, horizons=question.horizons, model=model)
+            predictions = self._predictor.predict(
+                question.urls, horizons=question.horizons, model=model, owner=served.owner
+            )
             self._log.put(
                 Served(request_id=served.request_id, owner=served.owner, ts_ms=served.ts_ms, predictions=predictions)
             )

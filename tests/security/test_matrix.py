@@ -1,0 +1,237 @@
+"""Every route of the OpenAPI document, with every scope, as the owner and as a stranger."""
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving.access import PUBLIC, scope_needed
+from serving.app import create_app
+from tests.support import noise_forecaster
+from urlhealth.crawl.keys import Scope
+from urlhealth.platform import Platform
+from urlhealth.prediction.champion import Champion
+from urlhealth.probing.urls import parse_target
+from urlhealth.settings import Settings
+from urlhealth.vocabulary import Outcome, ProbeResult
+
+NOW_MS: Final = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+#: The owner's, and nobody else's.
+URL: Final = "https://hidden.example/only-for-ann"
+
+Call = tuple[str, str]
+#: What is not in the document: pages, and what BentoML adds.
+UNDESCRIBED: Final[dict[Call, Scope | None]] = {
+    ("GET", "/"): Scope.READ,
+    ("GET", "/docs"): Scope.READ,
+    ("GET", "/openapi.json"): Scope.READ,
+    ("GET", "/login"): PUBLIC,
+    ("POST", "/login"): PUBLIC,
+    ("POST", "/logout"): PUBLIC,
+    ("GET", "/static/style.css"): PUBLIC,
+}
+#: Under BentoML only.
+BENTO: Final[dict[Call, Scope | None]] = {
+    ("GET", "/livez"): PUBLIC,
+    ("GET", "/readyz"): PUBLIC,
+    ("GET", "/schema.json"): Scope.READ,
+    ("POST", "/score"): Scope.PREDICT,
+}
+#: Calls that tell nothing of any owner's data.
+NOBODYS: Final = {
+    ("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/v2"), ("GET", "/v2/health/live"),
+    ("GET", "/v2/health/ready"), ("POST", "/api/v1/score"), ("GET", "/docs"), ("GET", "/openapi.json"),
+    ("GET", "/login"), ("POST", "/login"), ("POST", "/logout"), ("GET", "/static/style.css"),
+}  # fmt: skip
+#: Calls that take URLs in a body, and the body.
+BY_URL: Final[dict[Call, Any]] = {
+    ("POST", "/api/v1/predictions"): {"urls": [URL], "horizons": ["24h"]},
+    ("POST", "/api/v1/features"): {"urls": [URL]},
+    ("POST", "/v1/models/{model}:predict"): {"instances": [URL]},
+    ("POST", "/v1/models/{model}/versions/{version}:predict"): {"instances": [URL]},
+    ("POST", "/invocations"): {"instances": [URL]},
+    ("POST", "/v2/models/{model}/infer"): {
+        "inputs": [{"name": "url", "shape": [1], "datatype": "BYTES", "data": [URL]}]
+    },
+    ("POST", "/v2/models/{model}/versions/{version}/infer"): {
+        "inputs": [{"name": "url", "shape": [1], "datatype": "BYTES", "data": [URL]}]
+    },
+}
+#: Calls that make something of the caller's own.
+MAKES: Final = {("POST", "/api/v1/tasks"), ("POST", "/api/v1/monitors"), ("POST", "/submit")}
+#: Calls on all of the caller's that are chosen.
+CHOSEN: Final = {("PATCH", "/api/v1/monitors"), ("DELETE", "/api/v1/monitors")}
+
+
+class Served(NamedTuple):
+    platform: Platform
+    http: TestClient
+    #: By owner and scope: its secret.
+    secrets: dict[tuple[str, Scope], str]
+    #: Values for path parameters: Ann's.
+    anns: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    settings = Settings(home=tmp_path_factory.mktemp("home"), mlflow_tracking_uri="")
+    with Platform(settings, clock=lambda: NOW_MS) as platform:
+        platform.champion.current = Champion(name="url-health", version="1", forecaster=noise_forecaster())
+        result = ProbeResult(target=URL, ts_ms=NOW_MS - 60_000, outcome=Outcome.TIMEOUT)
+        platform.crawl.import_probes([(parse_target(URL), result)], owner="ann")
+        platform.build_features()
+        platform.lease.acquire()
+        while platform.rescorer.step():
+            pass
+        platform.roll_up()
+        task = platform.crawl.create_task([URL], owner="ann")
+        platform.crawl.cancel_task(task.task_id, owner="ann")
+        monitor = platform.crawl.create_monitor(URL, interval_s=60, owner="ann", tags=("ann",))
+        secrets = {
+            (owner, scope): platform.keys.create(f"{owner} {scope}", scopes=[scope], owner=owner)[1]
+            for owner in ("ann", "bob")
+            for scope in Scope
+        }
+        key_id = platform.keys.keys()[0].key_id
+        anns = {
+            "task_id": task.task_id,
+            "monitor_id": monitor.monitor_id,
+            "key_id": key_id,
+            "model": "url-health",
+            "version": "1",
+        }
+        with TestClient(create_app(platform), raise_server_exceptions=False) as http:
+            yield Served(platform, http, secrets, anns)
+
+
+def calls(http: TestClient) -> list[Call]:
+    document = http.app.openapi()  # type: ignore[attr-defined]
+    described = [(m.upper(), path) for path, item in document["paths"].items() for m in item if m != "parameters"]
+    return [*described, *UNDESCRIBED]
+
+
+def send(served: Served, call: Call, secret: str | None, values: dict[str, str], body: Any = None) -> Any:
+    method, path = call
+    headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+    params = {"url": URL} if path.startswith("/api/v1/url") or call in CHOSEN else {}
+    if call in CHOSEN and body is None:
+        body = {"paused": True} if method == "PATCH" else None
+    return served.http.request(
+        method, path.format(**values), params=params, headers=headers, json=body, follow_redirects=False
+    )
+
+
+def test_every_route_has_a_rule(served: Served) -> None:
+    for method, path in [*calls(served.http), *BENTO]:
+        scope_needed(method, path.format(**served.anns))  # raises where there is none
+    for call, scope in (UNDESCRIBED | BENTO).items():
+        assert scope_needed(*call) == scope
+    routes = {route.path for route in served.http.app.routes if hasattr(route, "methods")}  # type: ignore[attr-defined]
+    known = {path for _, path in calls(served.http)}
+    assert routes - known == set(), "a route that is not in the document belongs in UNDESCRIBED"
+
+
+def test_without_a_key_nothing_but_health_is_answered(served: Served) -> None:
+    for call in calls(served.http):
+        public = scope_needed(call[0], call[1].format(**served.anns)) is PUBLIC
+        for secret in (None, "uh_000000000000_" + "A" * 43, "nonsense", served.secrets["ann", Scope.READ][:-1] + "!"):
+            reply = send(served, call, secret, served.anns)
+            assert reply.status_code < 500, (call, reply.text)
+            assert (reply.status_code == 401) is (not public or call == ("POST", "/login")), (call, reply.text)
+            if not public:
+                assert reply.headers["www-authenticate"] == "Bearer"
+                assert URL not in reply.text
+
+
+def test_a_scope_is_for_its_calls_only(served: Served) -> None:
+    nothing = dict.fromkeys(served.anns, "none")
+    for call in calls(served.http):
+        needed = scope_needed(call[0], call[1].format(**nothing))
+        if needed is PUBLIC:
+            continue
+        for scope in Scope:
+            reply = send(served, call, served.secrets["bob", scope], nothing)
+            refused = scope not in (needed, Scope.ADMIN)
+            assert (reply.status_code == 403) is refused, (call, scope, reply.text)
+            assert reply.status_code != 401
+            assert reply.status_code < 500, (call, reply.text)
+
+
+def test_a_stranger_sees_and_changes_nothing(served: Served) -> None:
+    for call in calls(served.http):
+        method, path = call
+        needed = scope_needed(method, path.format(**served.anns))
+        if call in NOBODYS or needed is Scope.ADMIN:
+            continue  # keys and the audit log are the operator's; they hold no URL of a task
+        reply = send(served, call, served.secrets["bob", needed or Scope.READ], served.anns, BY_URL.get(call))
+        if "{task_id}" in path or "{monitor_id}" in path or path.startswith("/api/v1/url"):
+            expected = {404, 422} if method == "PATCH" else {404}
+            assert reply.status_code in expected, (call, reply.text)
+            assert "timeout" not in reply.text
+        elif call in BY_URL:
+            assert reply.status_code == 200, reply.text
+            assert all(number is None for number in _probabilities(reply.json())), (call, reply.text)
+        elif call in CHOSEN:
+            assert reply.json() == {"monitors": 0}
+        elif call not in MAKES:
+            assert method == "GET", f"{call} is not classified: say in this test what a stranger gets"
+            assert reply.status_code == 200, (call, reply.text)
+            assert "hidden.example" not in reply.text, call
+            assert served.anns["task_id"] not in reply.text
+    assert served.platform.crawl.monitor(served.anns["monitor_id"], owner="ann").paused is False
+
+
+def test_the_owner_sees_it_all(served: Served) -> None:
+    """So that the test above could fail."""
+    seen = set()
+    for call in calls(served.http):
+        method, path = call
+        needed = scope_needed(method, path.format(**served.anns))
+        if call in BY_URL:
+            reply = send(served, call, served.secrets["ann", Scope.PREDICT], served.anns, BY_URL[call])
+            assert any(number is not None for number in _probabilities(reply.json())), (call, reply.text)
+            seen.add(call)
+        elif method == "GET" and needed is Scope.READ and call not in NOBODYS:
+            reply = send(served, call, served.secrets["ann", Scope.READ], served.anns)
+            assert reply.status_code == 200, (call, reply.text)
+            if "hidden.example" in reply.text:
+                seen.add(call)
+    assert {path for _, path in seen} >= {
+        "/", "/api/v1/tasks/{task_id}/results", "/api/v1/monitors", "/api/v1/monitors/{monitor_id}", "/api/v1/url",
+        "/api/v1/predictions", "/api/v1/features", "/invocations",
+    }  # fmt: skip
+
+
+def test_what_stands_behind_health_is_told_to_readers_only(served: Served) -> None:
+    told = send(served, ("GET", "/health/ready"), served.secrets["bob", Scope.READ], {}).json()["checks"]
+    assert any(check["detail"] for check in told)
+    for secret in (None, served.secrets["bob", Scope.CRAWL]):
+        checks = send(served, ("GET", "/health/ready"), secret, {}).json()["checks"]
+        assert [check["detail"] for check in checks] == [""] * len(told)
+
+
+def test_a_stranger_with_the_same_url_has_one_of_their_own(served: Served) -> None:
+    crawl = {"Authorization": f"Bearer {served.secrets['bob', Scope.CRAWL]}"}
+    read = {"X-API-Key": served.secrets["bob", Scope.READ]}
+    made = served.http.post("/api/v1/tasks", json={"urls": ["https://bobs.example"]}, headers=crawl).json()
+    assert [t["task_id"] for t in served.http.get("/api/v1/tasks", headers=read).json()["items"]] == [made["task_id"]]
+    assert served.http.delete(f"/api/v1/tasks/{made['task_id']}", headers=crawl).status_code == 204
+    assert served.http.delete(f"/tasks/{served.anns['task_id']}", headers=crawl).status_code == 404
+
+
+def _probabilities(said: Any) -> list[Any]:
+    """All that a reply of any protocol says of probabilities and features."""
+    if isinstance(said, dict) and "outputs" in said and isinstance(said["outputs"], list):
+        numbers = [value for each in said["outputs"] if each["datatype"] == "FP64" for value in each["data"]]
+        return [None if value is None or value != value else value for value in numbers]
+    items = said.get("items", said.get("predictions"))
+    found: list[Any] = []
+    for item in items:
+        if isinstance(item, list):
+            found += item
+        elif "features" in item or "values" in item:
+            found.append(item.get("features", item.get("values")))
+        else:
+            found += [value for name, value in item.items() if name.startswith(("probability", "onset", "failing"))]
+    return found
