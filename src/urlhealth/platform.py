@@ -25,12 +25,13 @@ from urlhealth.crawl.database import open_database
 from urlhealth.crawl.lease import RENEWALS, Lease
 from urlhealth.crawl.retention import Kept
 from urlhealth.crawl.store import CrawlStore
+from urlhealth.crawl.vault import Vault, key_of_file
 from urlhealth.errors import ConfigurationError, LeaseLost, StoreUnavailable, UrlHealthError, one_line
 from urlhealth.prediction.log import PredictionLog
 from urlhealth.probing.guard import guard_of
 from urlhealth.probing.process import ProbeProcess
 from urlhealth.probing.transfer import TrustedCertificates
-from urlhealth.settings import Settings
+from urlhealth.settings import Settings, redacted
 from urlhealth.vocabulary import (
     LOCAL_OWNER,
     MODEL_NAME,
@@ -153,7 +154,7 @@ class Platform:
                 f"the folder {settings.home} cannot be used ({error.strerror}): set URLHEALTH_HOME to one that can be"
             ) from error
         self._database = open_database(settings.resolved_database_url)
-        self.crawl = CrawlStore(self._database, clock=self.clock)
+        self.crawl = CrawlStore(self._database, clock=self.clock, vault=Vault(self._secret_keys))
         self.lease = Lease(self._database, holder=self.worker_id, ttl_s=settings.lease_s, clock=self.clock)
         self.prediction_log = PredictionLog(self.crawl)
         if check:
@@ -553,7 +554,7 @@ class Platform:
 
     def _model_check(self) -> Check:
         champion, problem = self.champion.current, self.champion.problem
-        uri = self.settings.resolved_tracking_uri
+        uri = redacted(self.settings.resolved_tracking_uri)
         if champion is not None:
             detail = f"{champion.name} version {champion.version}, {uri}"
             return Check(name="model", ok=True, detail=f"{detail}; {problem}" if problem else detail)
@@ -564,6 +565,9 @@ class Platform:
             return Check(name="model", ok=False, detail=f"{uri} was not looked at yet", advice="wait a moment")
         detail = f"no {MODEL_NAME} in {uri}"
         return Check(name="model", ok=False, detail=detail, advice="run `urlhealth train`", needed=False)
+
+    def _secret_keys(self) -> tuple[str, ...]:
+        return self.settings.secret_key or (key_of_file(self.settings.home / "secret.key"),)
 
     def _make_engine(self) -> Dispatcher:
         settings = self.settings

@@ -7,6 +7,7 @@ lines and this platform cannot disagree.
 
 import os
 import re
+from base64 import urlsafe_b64decode
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -32,6 +33,9 @@ _WRONG: Final = {
     "less_than_equal": "this must be {le:g} or less",
     "value_error": "{error}",
 }
+
+
+_USERINFO: Final = re.compile(r"(://)[^/?#\s]+@")
 
 
 class Settings(BaseSettings):
@@ -77,6 +81,12 @@ class Settings(BaseSettings):
     )
     deny_ports: Annotated[tuple[int, ...], NoDecode] = Field(
         (), description="Ports, comma-separated, that must not be probed."
+    )
+    secret_key: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Keys (Fernet), comma-separated, that credentials in options are stored encrypted with: the first "
+        "encrypts, all decrypt. Empty: one in the home folder.",
+        repr=False,
     )
     user_agent: str = Field("urlhealth/0.1 (URL health monitor)", description="User-Agent header of every probe.")
     ca_file: Path | None = Field(
@@ -141,7 +151,7 @@ class Settings(BaseSettings):
         description="Feast's own variable: the file that names Feast's stores.",
     )
 
-    @field_validator("allow_hosts", "deny_hosts", "allow_ports", "deny_ports", mode="before")
+    @field_validator("allow_hosts", "deny_hosts", "allow_ports", "deny_ports", "secret_key", mode="before")
     @classmethod
     def _list(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -155,6 +165,18 @@ class Settings(BaseSettings):
             return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
         except ValueError as error:
             raise ValueError(f"{error}; write networks like 10.0.0.0/8,::1/128") from error
+
+    @field_validator("secret_key")
+    @classmethod
+    def _fernet_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for key in value:
+            try:
+                decoded = urlsafe_b64decode(key)
+            except ValueError:
+                decoded = b""
+            if len(decoded) != 32:
+                raise ValueError("a key is 32 bytes in URL-safe base64, as `openssl rand -base64 32 | tr +/ -_` makes")
+        return value
 
     @field_validator("home", "feast_yaml", "ca_file")
     @classmethod
@@ -232,7 +254,13 @@ def _problem(found: ErrorDetails) -> str:
     name = str(found["loc"][0])
     context = found.get("ctx", {})
     words = _WRONG.get(found["type"], found["msg"]).format(**context)
-    return f"{variable(name) if name in Settings.model_fields else name}={found['input']}: {words}"
+    shown = "***" if name == "secret_key" else found["input"]
+    return f"{variable(name) if name in Settings.model_fields else name}={shown}: {words}"
+
+
+def redacted(url: str) -> str:
+    """A URL without the password, or user name alone, that stands in it."""
+    return _USERINFO.sub(r"\1***@", url)
 
 
 def expanded(text: str) -> str:

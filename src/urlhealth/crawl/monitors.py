@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from urlhealth.crawl.database import change_monitors_alone, chunks, insert, run, writing
 from urlhealth.crawl.records import TARGET_COLUMNS, Records, cursor_number, new_id, page, remember, target_of
 from urlhealth.crawl.schema import monitors, polling_pools, targets
+from urlhealth.crawl.vault import Vault
 from urlhealth.errors import ConfigurationError, Duplicate, InvalidRequest, NotFound
 from urlhealth.polling.policy import check_budget
 from urlhealth.probing.urls import parse_target
@@ -157,7 +158,7 @@ class MonitorStore(Records):
                     continue
                 monitor_id = known[target_id] = new_id(self._clock)
                 answers.append(monitor_id)
-                written = _written(spec, pools)
+                written = _written(spec, pools, self._vault)
                 rows.append((monitor_id, owner, target_id, *written, now_ms, next_slot(target.key, written[0], now_ms)))
                 if spec.group is not None:
                     groups.append((spec.group, target_id, spec.group))
@@ -187,7 +188,7 @@ class MonitorStore(Records):
         query = MONITORS.where(*_where(selection, owner), monitors.c.number > after)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(monitors.c.number).limit(limit + 1)).all()
-        return page(rows, limit, "monitors", monitor_of)
+        return page(rows, limit, "monitors", lambda row: monitor_of(row, self._vault))
 
     def iter_monitors(self, *, owner: str = LOCAL_OWNER) -> Iterator[Monitor]:
         """All monitors, oldest first, read page by page."""
@@ -264,7 +265,7 @@ class MonitorStore(Records):
 
     def _changed(self, row: Any, change: MonitorChange, pools: Mapping[AdaptiveSchedule, int]) -> tuple[Any, ...]:
         """The values for `_UPDATE`."""
-        old = monitor_of(row)
+        old = monitor_of(row, self._vault)
         schedule = None if "interval_s" in change else change.get("schedule", old.schedule)
         new = MonitorSpec(
             url=old.target.url,
@@ -277,10 +278,10 @@ class MonitorStore(Records):
             maintenance=change.get("maintenance", old.maintenance),
         )
         if schedule is not None and schedule == old.schedule:
-            written = _written(new, {schedule: row.pool_number})
+            written = _written(new, {schedule: row.pool_number}, self._vault)
             written = (old.interval_s, *written[1:])  # the plan stays
         else:
-            written = _written(new, pools)
+            written = _written(new, pools, self._vault)
         due_ms = old.next_due_ms
         interval_s, pool_number, *_ = written
         if (interval_s, pool_number) != (old.interval_s, row.pool_number) or (old.paused and not new.paused):
@@ -320,7 +321,7 @@ class MonitorStore(Records):
             return connection.scalars(query.where(*_where(selection, owner)).order_by(monitors.c.number)).all()
 
 
-def monitor_of(row: Any) -> Monitor:
+def monitor_of(row: Any, vault: Vault) -> Monitor:
     """The monitor in a row of `monitors` with `TARGET_COLUMNS`."""
     return Monitor(
         monitor_id=row.monitor_id,
@@ -329,7 +330,7 @@ def monitor_of(row: Any) -> Monitor:
         interval_s=row.interval_s,
         schedule=None if row.schedule is None else schedule_of(row.schedule),
         weight=row.weight,
-        options=_options_of(row.options),
+        options=_options_of(row.options, vault),
         tags=tuple(row.tags.split("\n")[1:-1]),
         paused=row.paused,
         maintenance=maintenance_of(row.maintenance),
@@ -341,7 +342,7 @@ def monitor_of(row: Any) -> Monitor:
 
 
 def _written(
-    spec: MonitorSpec, pools: Mapping[AdaptiveSchedule, int]
+    spec: MonitorSpec, pools: Mapping[AdaptiveSchedule, int], vault: Vault
 ) -> tuple[int, int | None, float, str, str, bool, str]:
     """What it is, as stored: interval, pool, weight, options, tags, whether paused, windows."""
     interval_s = spec.interval_s if spec.schedule is None else first_interval_s(spec.schedule)
@@ -350,7 +351,7 @@ def _written(
         interval_s,
         None if spec.schedule is None else pools[spec.schedule],
         spec.weight,
-        _options_text(spec.options),
+        _options_text(spec.options, vault),
         _tags_text(spec.tags),
         spec.paused,
         _windows_text(spec.maintenance),
@@ -385,17 +386,17 @@ def schedule_of(text: str) -> AdaptiveSchedule:
     return AdaptiveSchedule(**stored | {"objective": Objective(stored["objective"])})
 
 
-def _options_text(options: ProbeOptions) -> str:
+def _options_text(options: ProbeOptions, vault: Vault) -> str:
     if options == DEFAULT_OPTIONS:
         return "{}"
-    names = (field.name for field in fields(ProbeOptions))
-    values = {name: getattr(options, name) for name in names}
-    return json.dumps({name: value for name, value in values.items() if value != getattr(DEFAULT_OPTIONS, name)})
+    stored = vault.stored(options)
+    default = asdict(DEFAULT_OPTIONS)
+    return json.dumps({name: value for name, value in stored.items() if name not in default or value != default[name]})
 
 
 @lru_cache(maxsize=1024)
-def _options_of(text: str) -> ProbeOptions:
-    return DEFAULT_OPTIONS if text == "{}" else ProbeOptions(**json.loads(text))
+def _options_of(text: str, vault: Vault) -> ProbeOptions:
+    return DEFAULT_OPTIONS if text == "{}" else vault.options(json.loads(text))
 
 
 def _tags_text(tags: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ class PoolReading(Records):
                 raise NotFound(f"there is no polling pool {number}: GET /api/v1/polling lists them")
             query = MONITORS.where(monitors.c.pool_number == number, sa.not_(monitors.c.paused))
             rows = connection.execute(query.order_by(monitors.c.probes.desc(), monitors.c.number).limit(limit)).all()
-        return [monitor_of(row) for row in rows]
+        return [monitor_of(row, self._vault) for row in rows]
 
 
 def _pool_of(row: Any) -> PollingPool:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from urlhealth.crawl.database import add_targets_alone, chunks, copy, run
 from urlhealth.crawl.schema import probes, targets
+from urlhealth.crawl.vault import Vault
 from urlhealth.errors import InvalidCursor
 from urlhealth.vocabulary import (
     DEFAULT_OPTIONS,
@@ -65,9 +66,10 @@ ProbeRow = tuple[Any, ...]
 
 
 class Records:
-    """Base of the store's parts: the database and the clock."""
+    """Base of the store's parts: the database, the clock, and what encrypts secrets."""
 
-    def __init__(self, engine: sa.Engine, *, clock: Clock = system_clock) -> None:
+    def __init__(self, engine: sa.Engine, *, clock: Clock = system_clock, vault: Vault | None = None) -> None:
+        self._vault = vault or Vault()
         self._engine = engine
         self._clock = clock
 

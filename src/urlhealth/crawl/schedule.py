@@ -123,7 +123,7 @@ class Schedule(Records):
             if skipped:
                 connection.execute(_SKIP_MISSED, now)
             rows = connection.execute(_DUE.limit(limit), {"now_ms": now_ms + ahead_ms}).all()
-            due = [(row, monitor_of(row)) for row in rows]
+            due = [(row, monitor_of(row, self._vault)) for row in rows]
             probed = {row.number for row, m in due if not any(window.covers(m.next_due_ms) for window in m.maintenance)}
             moves = [
                 (next_slot(m.target.key, m.interval_s, max(now_ms, m.next_due_ms)), row.number)

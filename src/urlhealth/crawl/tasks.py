@@ -168,7 +168,8 @@ class TaskStore(Records):
             if number is None:
                 raise InvalidRequest(f"no URL came for {BROKEN_OFF_MS // 60_000} minutes: send the task again")
         else:
-            row = asdict(task) | {"status": RECEIVING, "started_ms": now_ms, "workers": []}
+            secured = {"options": self._vault.stored(task.options)}
+            row = asdict(task) | secured | {"status": RECEIVING, "started_ms": now_ms, "workers": []}
             (number,) = connection.execute(sa.insert(tasks).values(row)).inserted_primary_key or (0,)
         add_targets(connection, task.owner, wanted, now_ms=now_ms)
         run(
@@ -224,7 +225,7 @@ class TaskStore(Records):
             NotFound: the owner has none of this id.
         """
         with self._engine.connect() as connection:
-            return _task_of(_task_row(connection, task_id, owner))
+            return self._task_of(_task_row(connection, task_id, owner))
 
     def tasks(
         self,
@@ -242,7 +243,7 @@ class TaskStore(Records):
         if cursor is not None:
             query = query.where(tasks.c.number < cursor_number("tasks", cursor))
         with self._engine.connect() as connection:
-            return page(connection.execute(query).all(), limit, "tasks", _task_of)
+            return page(connection.execute(query).all(), limit, "tasks", self._task_of)
 
     def task_results(
         self, task_id: str, *, limit: int, cursor: str | None = None, owner: str = LOCAL_OWNER
@@ -356,7 +357,7 @@ class TaskStore(Records):
         cancelled = {"status": TaskStatus.CANCELLED.value, "finished_ms": self._clock()}
         with writing(self._engine) as connection:
             connection.execute(sa.update(tasks).where(unfinished).values(cancelled))
-            return _task_of(_task_row(connection, task_id, owner))
+            return self._task_of(_task_row(connection, task_id, owner))
 
     def delete_task(self, task_id: str, *, owner: str = LOCAL_OWNER) -> None:
         """Delete the task, which also ends it: what it still waits for is not probed. Its probes stay.
@@ -368,6 +369,21 @@ class TaskStore(Records):
         with writing(self._engine) as connection:
             if connection.execute(sa.delete(tasks).where(mine)).rowcount == 0:
                 raise _unknown(task_id)
+
+    def _task_of(self, row: Any) -> CrawlTask:
+        return CrawlTask(
+            task_id=row.task_id,
+            owner=row.owner,
+            status=TaskStatus(row.status),
+            total=row.total,
+            done=row.done,
+            outcomes=row.outcomes,
+            workers=tuple(row.workers),
+            options=self._vault.options(row.options),
+            created_ms=row.created_ms,
+            started_ms=row.started_ms,
+            finished_ms=row.finished_ms,
+        )
 
 
 def _chunks(urls: Iterable[str]) -> Iterator[tuple[list[str], bool]]:
@@ -395,22 +411,6 @@ def _task_row(connection: sa.Connection, task_id: str, owner: str) -> sa.Row[Any
 
 def _unknown(task_id: str) -> NotFound:
     return NotFound(f"there is no task {task_id[:80]!r}: it was deleted, or never created here")
-
-
-def _task_of(row: Any) -> CrawlTask:
-    return CrawlTask(
-        task_id=row.task_id,
-        owner=row.owner,
-        status=TaskStatus(row.status),
-        total=row.total,
-        done=row.done,
-        outcomes=row.outcomes,
-        workers=tuple(row.workers),
-        options=ProbeOptions(**row.options),
-        created_ms=row.created_ms,
-        started_ms=row.started_ms,
-        finished_ms=row.finished_ms,
-    )
 
 
 def _task_result_of(row: Any) -> TaskResult:

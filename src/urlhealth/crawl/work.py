@@ -63,13 +63,18 @@ class WorkStore(Records):
             .order_by(tasks.c.number)
             .limit(limit)
         )
+
+        def options_of(row: Any) -> ProbeOptions:
+            options = self._vault.options(row.options)
+            return DEFAULT_OPTIONS if options == DEFAULT_OPTIONS else options
+
         with self._engine.connect() as connection:
             return [
                 OpenTask(
                     number=row.number,
                     task_id=row.task_id,
                     owner=row.owner,
-                    options=DEFAULT_OPTIONS if (options := ProbeOptions(**row.options)) == DEFAULT_OPTIONS else options,
+                    options=options_of(row),
                     queued=row.status == TaskStatus.QUEUED.value,
                 )
                 for row in connection.execute(query)

@@ -16,7 +16,7 @@ import numpy as np
 from urlhealth.errors import ModelMismatch, NoModel, NotFound, StoreUnavailable, UrlHealthError, one_line
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
-from urlhealth.settings import Settings
+from urlhealth.settings import Settings, redacted
 from urlhealth.vocabulary import CHAMPION, MODEL_NAME, PROBABILITIES
 
 if TYPE_CHECKING:
@@ -235,9 +235,8 @@ def _aliased(tracking_uri: str, alias: str) -> "ModelVersion | None":
 
 def unavailable(uri: str, error: object) -> StoreUnavailable:
     """What to raise when MLflow's store fails."""
-    return StoreUnavailable(
-        f"the MLflow store {uri} cannot be used: {one_line(error)}; see MLFLOW_TRACKING_URI and URLHEALTH_HOME"
-    )
+    words = f"the MLflow store {uri} cannot be used: {one_line(error)}; see MLFLOW_TRACKING_URI and URLHEALTH_HOME"
+    return StoreUnavailable(redacted(words))
 
 
 def _peek(uri: str, alias: str = CHAMPION) -> str | None:

@@ -1,6 +1,7 @@
 """One probe on one libcurl handle: what is asked of libcurl, and what is read off it afterwards."""
 
 import os
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -63,6 +64,7 @@ _FAMILIES: Final = {
     "ipv4": pycurl.IPRESOLVE_V4,
     "ipv6": pycurl.IPRESOLVE_V6,
 }
+_USERINFO: Final = re.compile(r"//[^/?#]*@")
 #: CURLAUTH_BEARER, for which pycurl has no name.
 _HTTPAUTH_BEARER: Final = 1 << 6
 
@@ -247,6 +249,8 @@ class Transfer:
             if redirects
             else self.request.target.url
         )
+        # A redirect may have a password in it.
+        final_url = _USERINFO.sub("//", final_url, count=1)
         dns = info(pycurl.NAMELOOKUP_TIME_T)
         connect = info(pycurl.CONNECT_TIME_T)
         https = final_url.startswith("https:")

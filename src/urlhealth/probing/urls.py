@@ -24,6 +24,8 @@ _PLAIN: Final = re.compile(
     r"/[A-Za-z0-9_.~/-]*(?:\?[A-Za-z0-9_.~/=&%+-]*)?"
 )
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+#: What stands before the "@" of an authority, which may be a password.
+_USERINFO: Final = re.compile(r"(?:(?<=//)|(?<!\S))[^/?#\s]*@")
 #: "example.com:8080/path" and "localhost:8000" look like a scheme and are none.
 _HOST_AND_PORT: Final = re.compile(r"[^/:@]+:\d+(/|\?|#|$)")
 
@@ -151,7 +153,8 @@ def _end_of_authority(rest: str) -> int:
 def _why_not(url: str) -> str:
     """What is wrong with a URL that cannot be probed."""
     text = url.strip()
-    shown = text if len(text) <= 80 else f"{text[:77]}..."
+    shown = _USERINFO.sub("***@", text)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     if not text:
         return "the URL is empty"
     scheme = _SCHEME.match(text)
