@@ -215,7 +215,7 @@ def _from_elsewhere(headers: Headers) -> bool:
     if site is not None:
         return site in ("cross-site", "same-site")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 def _why_not_local(scope: AsgiScope, headers: Headers) -> str | None:
@@ -228,10 +228,11 @@ def _why_not_local(scope: AsgiScope, headers: Headers) -> str | None:
     if not address.is_loopback:
         return f"there is no authentication without an API key: connect to loopback (127.0.0.1, ::1), not to {address}"
     # A page of another site can make its own name an address of this machine.
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    if host != "localhost" and not host.endswith(".localhost"):
-        try:
+    sent = headers.get("host", "")
+    try:
+        host = urlsplit(f"//{sent}").hostname or ""
+        if host != "localhost" and not host.endswith(".localhost"):
             ip_address(host)
-        except ValueError:
-            return f"this machine is not called {host[:80]!r}: connect to 127.0.0.1, ::1 or localhost"
+    except ValueError:
+        return f"this machine is not called {sent[:80]!r}: connect to 127.0.0.1, ::1 or localhost"
     return None

@@ -70,6 +70,7 @@ def serve(
     import uvicorn
 
     from serving.logs import configuration
+    from serving.protocol import LimitedHttp
     from urlhealth.settings import load_settings, require_loopback
 
     settings = load_settings()
@@ -89,6 +90,7 @@ def serve(
         host=host,
         port=port,
         workers=workers,
+        http=LimitedHttp,
         access_log=False,
         log_config=configuration(as_json=settings.log_json),
         timeout_graceful_shutdown=5,  # Whoever follows a task's events does not hold up the end.
