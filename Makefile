@@ -10,7 +10,7 @@ export FEAST_USAGE := False
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test faults check bench client lock clean
+.PHONY: help setup demo run test faults check bench client lock sbom clean
 
 help: ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ client: setup ## make what of the Python client is derived from the OpenAPI docu
 lock: setup ## resolve requirements.lock anew (universal, with hashes, without index addresses)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--group dev --extra scale --no-annotate --no-header --output-file requirements.lock pyproject.toml
+
+sbom: setup ## write sbom.json (CycloneDX) and licences.txt of the locked packages that are installed
+	$(BIN)/python -m benchmarks.sbom requirements.lock sbom.json licences.txt
 
 clean: ## remove the installation and the caches (not var/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
