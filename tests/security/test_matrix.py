@@ -14,7 +14,7 @@ from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import Outcome, ProbeResult
+from urlhealth.vocabulary import AdaptiveSchedule, MonitorSpec, Outcome, ProbeResult
 
 NOW_MS: Final = 1_767_225_600_000  # 2026-01-01T00:00:00Z
 #: The owner's, and nobody else's.
@@ -88,6 +88,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         task = platform.crawl.create_task([URL], owner="ann")
         platform.crawl.cancel_task(task.task_id, owner="ann")
         monitor = platform.crawl.create_monitor(URL, interval_s=60, owner="ann", tags=("ann",))
+        adaptive = MonitorSpec(url=f"{URL}/2", schedule=AdaptiveSchedule(budget_per_url_hour=1.0))
+        assert all(isinstance(answer, str) for answer in platform.crawl.create_monitors([adaptive], owner="ann"))
+        (pool,) = platform.crawl.pools(limit=1, owner="ann").items
         secrets = {
             (owner, scope): platform.keys.create(f"{owner} {scope}", scopes=[scope], owner=owner)[1]
             for owner in ("ann", "bob")
@@ -100,6 +103,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "key_id": key_id,
             "model": "url-health",
             "version": "1",
+            "pool_id": str(pool.number),
+            "name": "none",
+            "message_id": "1",
         }
         with TestClient(create_app(platform), raise_server_exceptions=False) as http:
             yield Served(platform, http, secrets, anns)
@@ -165,7 +171,7 @@ def test_a_stranger_sees_and_changes_nothing(served: Served) -> None:
         if call in NOBODYS or needed is Scope.ADMIN:
             continue  # keys and the audit log are the operator's; they hold no URL of a task
         reply = send(served, call, served.secrets["bob", needed or Scope.READ], served.anns, BY_URL.get(call))
-        if "{task_id}" in path or "{monitor_id}" in path or path.startswith("/api/v1/url"):
+        if any(part in path for part in ("{task_id}", "{monitor_id}", "{pool_id}")) or path.startswith("/api/v1/url"):
             expected = {404, 422} if method == "PATCH" else {404}
             assert reply.status_code in expected, (call, reply.text)
             assert "timeout" not in reply.text
