@@ -31,6 +31,8 @@ COOKIE: Final = "urlhealth_session"
 
 #: For calls that need no key.
 PUBLIC: Final = None
+#: What needs no key where the settings switch a status page on.
+STATUS_PAGE: Final = re.compile(r"/status(\.rss)?|/badge/[^/]*")
 #: The first that fits counts: methods, whole path, scope.
 RULES: Final[tuple[tuple[str, str, Scope | None], ...]] = (
     ("GET", r"/(v2/)?health/(live|ready)|/(livez|readyz|healthz)|/static/.*", PUBLIC),
@@ -40,9 +42,13 @@ RULES: Final[tuple[tuple[str, str, Scope | None], ...]] = (
     ("GET", r"/api/v1/audit", Scope.ADMIN),
     ("POST", r"/api/v1/(predictions|features|score)|/score|/invocations", Scope.PREDICT),
     ("GET|POST", r"/v[12](/.*)?", Scope.PREDICT),
-    ("GET", r"/|/docs|/openapi\.json|/schema\.json|/metrics", Scope.READ),
+    ("GET", r"/|/docs|/openapi\.json|/schema\.json|/metrics|/ui/.*", Scope.READ),
+    ("GET", STATUS_PAGE.pattern, Scope.READ),
+    ("POST", r"/graphql", Scope.READ),
+    ("POST", r"/ui/tasks|/ui/monitors/.*", Scope.CRAWL),
+    ("POST", r"/ui/alerts/test", Scope.ADMIN),
     ("GET", r"/api/v1/(tasks|monitors|url|predictions|polling|models|alerts)(/.*)?|/tasks(/[^/]*)?", Scope.READ),
-    # Channels may name variables of our environment, and say where to send to.
+    # Channels say where to send to, and with what secret.
     ("PUT|POST|DELETE", r"/api/v1/alerts/.*", Scope.ADMIN),
     ("POST|PATCH|DELETE", r"/api/v1/(tasks|monitors)(/.*)?", Scope.CRAWL),
     ("POST", r"/submit", Scope.CRAWL),
@@ -67,13 +73,15 @@ class NoRule(LookupError):
     """No rule is for this call."""
 
 
-def scope_needed(method: str, path: str) -> Scope | None:
-    """The scope that a call needs; None if it needs no key.
+def scope_needed(method: str, path: str, *, status_page: bool = False) -> Scope | None:
+    """The scope that a call needs; None if it needs no key. A `status_page` is for everybody.
 
     Raises:
         NoRule: none is for it.
     """
     method = "GET" if method == "HEAD" else method
+    if status_page and method == "GET" and STATUS_PAGE.fullmatch(path):
+        return PUBLIC
     for methods, pattern, scope in _COMPILED:
         if method in methods and pattern.fullmatch(path):
             return scope
@@ -111,7 +119,8 @@ class AccessControl:
         if scope["method"] not in _SAFE_METHODS and _from_elsewhere(headers):
             return problem(request, NOT_LOCAL, _FOREIGN)
         try:
-            needed = scope_needed(scope["method"], scope["path"])
+            status_page = self._platform().settings.status_page
+            needed = scope_needed(scope["method"], scope["path"], status_page=status_page)
         except NoRule:
             needed = Scope.ADMIN
         try:

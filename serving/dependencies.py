@@ -6,9 +6,10 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 
 from serving.access import CALLER
-from urlhealth.crawl.keys import Caller
+from urlhealth.crawl.keys import Caller, Scope
 from urlhealth.errors import InvalidUrls
 from urlhealth.platform import Platform
+from urlhealth.vocabulary import LOCAL_OWNER
 
 
 def _platform(request: Request) -> Platform:
@@ -30,6 +31,11 @@ def _owner(request: Request) -> str:
     return _caller(request).owner
 
 
+def _shown(request: Request) -> str:
+    caller = _caller(request)
+    return caller.owner if caller.may(Scope.READ) else LOCAL_OWNER
+
+
 async def _body(request: Request) -> bytes:
     return await request.body()
 
@@ -40,6 +46,8 @@ Body = Annotated[bytes, Depends(_body)]
 #: Who sends the request, and whose data they see.
 CallerDep = Annotated[Caller, Depends(_caller)]
 Owner = Annotated[str, Depends(_owner)]
+#: Whose status page it is, where that is public: `local`'s for those who show no key.
+Shown = Annotated[str, Depends(_shown)]
 RequestId = Annotated[str, Depends(_request_id)]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most.")]

@@ -31,10 +31,11 @@ class PredictionKey(NamedTuple):
 
 
 class Loaders:
-    """The loaders of one request over a platform."""
+    """The loaders of one request over a platform: all that they read is the owner's."""
 
-    def __init__(self, platform: Platform) -> None:
+    def __init__(self, platform: Platform, *, owner: str) -> None:
         self.platform = platform
+        self.owner = owner
         self.probes: DataLoader[ProbesKey, list[ProbeResult]] = DataLoader(partial(self._batch, self._probes))
         self.features: DataLoader[str, FeatureVector] = DataLoader(partial(self._batch, self._features))
         self.predictions: DataLoader[PredictionKey, Prediction] = DataLoader(partial(self._batch, self._predictions))
@@ -52,12 +53,12 @@ class Loaders:
         found: dict[ProbesKey, list[ProbeResult]] = {}
         for first in {key.first for key in keys}:
             some = [key.target for key in keys if key.first == first]
-            probes = self.platform.crawl.newest_probes(some, limit=first)
+            probes = self.platform.crawl.newest_probes(some, limit=first, owner=self.owner)
             found |= {ProbesKey(target, first): of_it for target, of_it in probes.items()}
         return found
 
     def _features(self, urls: Sequence[str]) -> dict[str, FeatureVector]:
-        return dict(zip(urls, self.platform.predictor.features(urls), strict=True))
+        return dict(zip(urls, self.platform.predictor.features(urls, owner=self.owner), strict=True))
 
     def _predictions(self, keys: Sequence[PredictionKey]) -> dict[PredictionKey, Prediction]:
         wanted: dict[tuple[str, bool], list[str]] = defaultdict(list)
@@ -65,8 +66,8 @@ class Loaders:
             wanted[horizon, explain].append(url)
         found: dict[PredictionKey, Prediction] = {}
         for (horizon, explain), urls in wanted.items():
-            for url, made in zip(
-                urls, self.platform.predictor.predict(urls, horizons=[horizon], explain=explain), strict=True
-            ):
+            predict = self.platform.predictor.predict
+            every = predict(urls, horizons=[horizon], explain=explain, owner=self.owner)
+            for url, made in zip(urls, every, strict=True):
                 found[PredictionKey(url, horizon, explain)] = made
         return found

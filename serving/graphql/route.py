@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from graphql import GraphQLError, parse
 from pydantic import BaseModel, Field
 
-from serving.dependencies import PlatformDep
+from serving.dependencies import Owner, PlatformDep
 from serving.graphql import limits
 from serving.graphql.loaders import Loaders
 from serving.openapi import problems
@@ -45,7 +45,7 @@ class GraphReply(BaseModel):
         400: {"model": GraphReply, "description": "Nothing was carried out: `errors` say what is wrong with the query."}
     },
 )
-async def query(body: GraphRequest, platform: PlatformDep) -> Response:
+async def query(body: GraphRequest, platform: PlatformDep, owner: Owner) -> Response:
     """Tasks, their targets, and the targets' probes, features and predictions in one query. Read-only."""
     from serving.graphql.types import schema
 
@@ -57,7 +57,10 @@ async def query(body: GraphRequest, platform: PlatformDep) -> Response:
     except RecursionError:
         return _reply(400, {"errors": [{"message": "the query is nested too deep"}]})
     result = await schema.execute(
-        body.query, variable_values=variables, context_value=Loaders(platform), operation_name=body.operationName
+        body.query,
+        variable_values=variables,
+        context_value=Loaders(platform, owner=owner),
+        operation_name=body.operationName,
     )
     content: dict[str, Any] = {} if result.data is None else {"data": result.data}
     if result.errors:

@@ -16,7 +16,7 @@ from serving.schemas.common import MAX_URLS, rfc3339, rfc3339_or_none
 from urlhealth import vocabulary as words
 from urlhealth.errors import InvalidRequest, NotFound
 from urlhealth.probing.urls import parse_targets
-from urlhealth.vocabulary import LOCAL_OWNER, TaskStatus
+from urlhealth.vocabulary import TaskStatus
 
 Context = Info[Loaders, None]
 First = Annotated[int, strawberry.argument(description="Items at most, from 1 to 1000.")]
@@ -183,7 +183,9 @@ class Task:
 
     @strawberry.field(description="Its results in the order of its URLs.")
     async def results(self, info: Context, first: First = LISTS["results"], after: str | None = None) -> Results:
-        read = partial(info.context.platform.crawl.task_results, limit=_size(first), cursor=after, owner=LOCAL_OWNER)
+        read = partial(
+            info.context.platform.crawl.task_results, limit=_size(first), cursor=after, owner=info.context.owner
+        )
         page = await to_thread.run_sync(read, self.task_id)
         return Results(items=[Result.of(item) for item in page.items], next_cursor=page.next_cursor)
 
@@ -205,14 +207,14 @@ class Task:
 class Query:
     @strawberry.field(description="Tasks, newest first.")
     async def tasks(self, info: Context, first: First = LISTS["tasks"], status: TaskStatus | None = None) -> list[Task]:
-        read = partial(info.context.platform.crawl.tasks, status=status, limit=_size(first), owner=LOCAL_OWNER)
+        read = partial(info.context.platform.crawl.tasks, status=status, limit=_size(first), owner=info.context.owner)
         return [Task.of(task) for task in (await to_thread.run_sync(read)).items]
 
     @strawberry.field(description="A task; null if there is none.")
     async def task(self, info: Context, task_id: str) -> Task | None:
         try:
             return Task.of(
-                await to_thread.run_sync(partial(info.context.platform.crawl.task, owner=LOCAL_OWNER), task_id)
+                await to_thread.run_sync(partial(info.context.platform.crawl.task, owner=info.context.owner), task_id)
             )
         except NotFound:
             return None

@@ -1,4 +1,4 @@
-"""The first page: what will fail next, and why; logging in; and Swagger UI. All that they load comes from this server."""
+"""The first page: what will fail next, and why; logging in; Swagger UI. All that they load comes from this server."""
 
 import math
 import re

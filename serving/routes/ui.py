@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import RedirectResponse
 
-from serving.dependencies import Body, Cursor, PlatformDep, check_count
+from serving.dependencies import Body, CallerDep, Cursor, Owner, PlatformDep, Shown, check_count
 from serving.rendering import percent, render
 from urlhealth.alerts.store import MessageStatus
 from urlhealth.crawl.overview import MonitorRow, Outage, PastPrediction, upcoming
@@ -17,7 +17,7 @@ from urlhealth.crawl.reading import DAY_MS, HOUR_MS, Incident
 from urlhealth.errors import InvalidRequest, InvalidUrls, NotFound, UrlHealthError
 from urlhealth.features.catalog import VECTOR, describe
 from urlhealth.platform import Platform
-from urlhealth.vocabulary import HORIZONS, LOCAL_OWNER, Health, Prediction, ProbeResult
+from urlhealth.vocabulary import HORIZONS, Health, Prediction, ProbeResult
 
 router = APIRouter(include_in_schema=False)
 
@@ -51,20 +51,24 @@ class Bar:
 
 @router.get("/ui/url")
 def url_page(
-    request: Request, platform: PlatformDep, url: Annotated[str, Query(max_length=2_100)], name: Short = None
+    request: Request,
+    platform: PlatformDep,
+    owner: Owner,
+    url: Annotated[str, Query(max_length=2_100)],
+    name: Short = None,
 ) -> Response:
     """What one URL is, has been, and may become."""
     try:
-        state = platform.crawl.url_state(url, known_for_s=platform.settings.known_for_s, name=name, owner=LOCAL_OWNER)
+        state = platform.crawl.url_state(url, known_for_s=platform.settings.known_for_s, name=name, owner=owner)
     except UrlHealthError as error:
         return _apology(request, error, 404 if isinstance(error, NotFound) else 422)
-    target_id = platform.overview.target_id(url, name=name, owner=LOCAL_OWNER)
+    target_id = platform.overview.target_id(url, name=name, owner=owner)
     key = state.target.key
     now_ms = platform.clock()
     recent = platform.overview.recent(target_id, limit=_POINTS)
-    incidents = platform.crawl.url_incidents(url, limit=ROWS, name=name, owner=LOCAL_OWNER).items
-    past = platform.overview.past_predictions(key, horizon=_FORECAST, limit=_POINTS, owner=LOCAL_OWNER)
-    predictions, problem = _forecasts(platform, url, name)
+    incidents = platform.crawl.url_incidents(url, limit=ROWS, name=name, owner=owner).items
+    past = platform.overview.past_predictions(key, horizon=_FORECAST, limit=_POINTS, owner=owner)
+    predictions, problem = _forecasts(platform, url, name, owner)
     context = {
         "state": state,
         "target_id": target_id,
@@ -75,18 +79,18 @@ def url_page(
         "incidents": incidents,
         "past": _judged(past, incidents, now_ms)[-20:][::-1],
         "failure": platform.overview.last_failure(target_id),
-        "features": _features(platform, url) if name is None else [],
+        "features": _features(platform, url, owner) if name is None else [],
         "now_ms": now_ms,
     }
     return render(request, "url.html", context)
 
 
-def _forecasts(platform: Platform, url: str, name: str | None) -> tuple[list[Prediction], str | None]:
+def _forecasts(platform: Platform, url: str, name: str | None, owner: str) -> tuple[list[Prediction], str | None]:
     """One for each horizon; or why there is none."""
     if name is not None:
         return [], "a named target's forecast is in the list by risk"
     try:
-        return platform.predictor.predict([url], horizons=tuple(HORIZONS), explain=True), None
+        return platform.predictor.predict([url], horizons=tuple(HORIZONS), explain=True, owner=owner), None
     except UrlHealthError as error:
         return [], str(error)
 
@@ -103,9 +107,9 @@ def _bars(prediction: Prediction) -> list[Bar]:
     return bars
 
 
-def _features(platform: Platform, url: str) -> list[tuple[str, str, str]]:
+def _features(platform: Platform, url: str, owner: str) -> list[tuple[str, str, str]]:
     """Name, value in words, and what it is, of each."""
-    values = platform.predictor.features([url])[0].values
+    values = platform.predictor.features([url], owner=owner)[0].values
     if values is None:
         return []
     return [
@@ -156,14 +160,14 @@ def _judged(
 
 
 @router.get("/ui/tasks")
-def tasks_page(request: Request, platform: PlatformDep, cursor: Cursor = None) -> Response:
+def tasks_page(request: Request, platform: PlatformDep, owner: Owner, cursor: Cursor = None) -> Response:
     """A form for URLs, and the tasks."""
-    page = platform.crawl.tasks(limit=ROWS, cursor=cursor, owner=LOCAL_OWNER)
+    page = platform.crawl.tasks(limit=ROWS, cursor=cursor, owner=owner)
     return render(request, "tasks.html", {"page": page, "sent": "", "problem": None})
 
 
 @router.post("/ui/tasks")
-def submit(request: Request, platform: PlatformDep, body: Body) -> Response:
+def submit(request: Request, platform: PlatformDep, caller: CallerDep, body: Body) -> Response:
     """Store a task of the URLs in the form, a line each."""
     sent = parse_qs(body.decode("utf-8", "replace")).get("urls", [""])[0]
     urls = [line.strip() for line in sent.splitlines() if line.strip()]
@@ -171,13 +175,13 @@ def submit(request: Request, platform: PlatformDep, body: Body) -> Response:
         if not urls:
             raise InvalidRequest("write a URL a line, or drop a file")
         check_count(urls, min(MAX_PASTED, platform.settings.max_urls_per_task))
-        task = platform.crawl.create_task(urls, owner=LOCAL_OWNER)
+        task = platform.crawl.create_task(platform.keys.metered(caller, urls), owner=caller.owner)
     except InvalidRequest as error:
         problem = str(error)
         if isinstance(error, InvalidUrls):
             position, reason = next(iter(error.problems.items()))
             problem = f"line {position + 1}: {reason}"
-        page = platform.crawl.tasks(limit=ROWS, owner=LOCAL_OWNER)
+        page = platform.crawl.tasks(limit=ROWS, owner=caller.owner)
         answer = render(request, "tasks.html", {"page": page, "sent": sent, "problem": problem})
         answer.status_code = 422
         return answer
@@ -186,21 +190,21 @@ def submit(request: Request, platform: PlatformDep, body: Body) -> Response:
 
 @router.get("/ui/tasks/{task_id}")
 def task_page(
-    request: Request, platform: PlatformDep, task_id: str, outcome: Short = None, cursor: Cursor = None
+    request: Request, platform: PlatformDep, owner: Owner, task_id: str, outcome: Short = None, cursor: Cursor = None
 ) -> Response:
     """Its progress, and its results."""
     try:
-        task = platform.crawl.task(task_id, owner=LOCAL_OWNER)
+        task = platform.crawl.task(task_id, owner=owner)
     except NotFound as error:
         return _apology(request, error, 404)
-    page = platform.overview.results(task_id, outcome=outcome, limit=ROWS, cursor=cursor, owner=LOCAL_OWNER)
+    page = platform.overview.results(task_id, outcome=outcome, limit=ROWS, cursor=cursor, owner=owner)
     return render(request, "task.html", {"task": task, "page": page, "outcome": outcome})
 
 
 @router.get("/ui/tasks/{task_id}/progress")
-def task_progress(request: Request, platform: PlatformDep, task_id: str) -> Response:
+def task_progress(request: Request, platform: PlatformDep, owner: Owner, task_id: str) -> Response:
     """The part of the page that changes; when the task is done, the page is loaded anew."""
-    task = platform.crawl.task(task_id, owner=LOCAL_OWNER)
+    task = platform.crawl.task(task_id, owner=owner)
     answer = render(request, "progress.html", {"task": task})
     if task.finished_ms is not None:
         answer.headers["HX-Refresh"] = "true"
@@ -212,21 +216,19 @@ def task_progress(request: Request, platform: PlatformDep, task_id: str) -> Resp
 
 @router.get("/ui/monitors")
 def monitors_page(
-    request: Request, platform: PlatformDep, search: Text = None, tag: Short = None, cursor: Cursor = None
+    request: Request, platform: PlatformDep, owner: Owner, search: Text = None, tag: Short = None, cursor: Cursor = None
 ) -> Response:
     """Monitors, with search and tags."""
-    page = platform.overview.monitors(
-        search=search or None, tag=tag or None, limit=ROWS, cursor=cursor, owner=LOCAL_OWNER
-    )
+    page = platform.overview.monitors(search=search or None, tag=tag or None, limit=ROWS, cursor=cursor, owner=owner)
     return render(request, "monitors.html", {"page": page, "search": search or "", "tag": tag or ""})
 
 
 @router.post("/ui/monitors/{monitor_id}/{what}")
-def pause(request: Request, platform: PlatformDep, monitor_id: str, what: str) -> Response:
+def pause(request: Request, platform: PlatformDep, owner: Owner, monitor_id: str, what: str) -> Response:
     """Pause a monitor, or go on with it; the row's button, as it is then."""
     if what not in ("pause", "resume"):
         raise NotFound(f"a monitor does not {what!r}")
-    monitor = platform.crawl.change_monitor(monitor_id, {"paused": what == "pause"}, owner=LOCAL_OWNER)
+    monitor = platform.crawl.change_monitor(monitor_id, {"paused": what == "pause"}, owner=owner)
     return render(request, "pause.html", {"monitor": monitor})
 
 
@@ -251,9 +253,9 @@ def models_page(request: Request, platform: PlatformDep) -> Response:
 
 
 @router.get("/ui/features")
-def features_page(request: Request, platform: PlatformDep) -> Response:
+def features_page(request: Request, platform: PlatformDep, owner: Owner) -> Response:
     """The features, and how fresh they are."""
-    counts = platform.overview.counts(owner=LOCAL_OWNER)
+    counts = platform.overview.counts(owner=owner)
     return render(request, "features.html", {"features": VECTOR, "counts": counts, "lag": platform.pipeline_lag()})
 
 
@@ -261,22 +263,22 @@ def features_page(request: Request, platform: PlatformDep) -> Response:
 
 
 @router.get("/ui/alerts")
-def alerts_page(request: Request, platform: PlatformDep, cursor: Cursor = None) -> Response:
+def alerts_page(request: Request, platform: PlatformDep, owner: Owner, cursor: Cursor = None) -> Response:
     """Alerts, rules, channels, dead letters."""
     context = {
-        "page": platform.alerts.alerts(limit=ROWS, cursor=cursor, owner=LOCAL_OWNER),
-        "rules": [stored.rule for stored in platform.alerts.rules(owner=LOCAL_OWNER)],
-        "channels": platform.alerts.channels(owner=LOCAL_OWNER),
-        "dead": platform.alerts.messages(MessageStatus.DEAD, limit=ROWS, owner=LOCAL_OWNER).items,
+        "page": platform.alerts.alerts(limit=ROWS, cursor=cursor, owner=owner),
+        "rules": [stored.rule for stored in platform.alerts.rules(owner=owner)],
+        "channels": platform.alerts.channels(owner=owner),
+        "dead": platform.alerts.messages(MessageStatus.DEAD, limit=ROWS, owner=owner).items,
     }
     return render(request, "alerts.html", context)
 
 
 @router.post("/ui/alerts/test")
-def try_channel(request: Request, platform: PlatformDep, body: Body) -> Response:
+def try_channel(request: Request, platform: PlatformDep, owner: Owner, body: Body) -> Response:
     """Send a test message; what came of it."""
     name = parse_qs(body.decode("utf-8", "replace")).get("channel", [""])[0]
-    problem = platform.alert_sender.try_out(platform.alerts.channel(name, owner=LOCAL_OWNER))
+    problem = platform.alert_sender.try_out(platform.alerts.channel(name, owner=owner))
     return render(request, "tried.html", {"problem": problem})
 
 
@@ -284,26 +286,28 @@ def try_channel(request: Request, platform: PlatformDep, body: Body) -> Response
 
 
 @router.get("/status")
-def status_page(request: Request, platform: PlatformDep, tag: Short = None, cursor: Cursor = None) -> Response:
+def status_page(
+    request: Request, platform: PlatformDep, owner: Shown, tag: Short = None, cursor: Cursor = None
+) -> Response:
     """How the monitored targets are, for everybody."""
-    context = _status(platform, tag, cursor)
+    context = _status(platform, owner, tag, cursor)
     return render(request, "status.html", context)
 
 
 @router.get("/status.rss")
-def status_feed(request: Request, platform: PlatformDep, tag: Short = None) -> Response:
+def status_feed(request: Request, platform: PlatformDep, owner: Shown, tag: Short = None) -> Response:
     """The outages of the status page as RSS 2.0."""
-    context = _status(platform, tag, None)
+    context = _status(platform, owner, tag, None)
     return render(
         request, "status.rss", {**context, "base": str(request.base_url).rstrip("/")}, media_type="application/rss+xml"
     )
 
 
-def _status(platform: Platform, tag: str | None, cursor: str | None) -> dict[str, Any]:
+def _status(platform: Platform, owner: str, tag: str | None, cursor: str | None) -> dict[str, Any]:
     if not platform.settings.status_page:
         raise NotFound("there is no status page: URLHEALTH_STATUS_PAGE=1 switches it on")
     now_ms = platform.clock()
-    page = platform.overview.monitors(tag=tag or None, limit=ROWS, cursor=cursor, owner=LOCAL_OWNER)
+    page = platform.overview.monitors(tag=tag or None, limit=ROWS, cursor=cursor, owner=owner)
     names = {row.target_id: row.monitor.target.key for row in page.items}
     outages = platform.overview.outages(list(names), since_ms=now_ms - _STATUS_DAYS * DAY_MS, limit=ROWS)
     return {
@@ -334,18 +338,18 @@ def _planned(rows: Sequence[MonitorRow], now_ms: int) -> list[tuple[str, int, in
 
 
 @router.get("/badge/{target_id}.svg")
-def badge(request: Request, platform: PlatformDep, target_id: int, show: Short = "state") -> Response:
+def badge(request: Request, platform: PlatformDep, owner: Shown, target_id: int, show: Short = "state") -> Response:
     """A target's state, uptime or risk, as a small picture."""
-    target = platform.overview.target(target_id, owner=LOCAL_OWNER)
+    target = platform.overview.target(target_id, owner=owner)
     state = platform.crawl.url_state(
-        target.url, known_for_s=platform.settings.known_for_s, name=target.name, owner=LOCAL_OWNER
+        target.url, known_for_s=platform.settings.known_for_s, name=target.name, owner=owner
     )
     colour = {Health.UP: "#1a7f37", Health.DOWN: "#c4232e"}.get(state.health, "#59636e")
     match show:
         case "uptime":
             label, value = "uptime 30 d", percent(state.uptime["30d"], 2)
         case "risk":
-            label, value = "risk 24 h", percent(_risk(platform, target.url) if target.name is None else None)
+            label, value = "risk 24 h", percent(_risk(platform, target.url, owner) if target.name is None else None)
         case "state":
             label, value = "state", str(state.health)
         case _:
@@ -362,9 +366,9 @@ def badge(request: Request, platform: PlatformDep, target_id: int, show: Short =
     return answer
 
 
-def _risk(platform: Platform, url: str) -> float | None:
+def _risk(platform: Platform, url: str, owner: str) -> float | None:
     try:
-        return platform.predictor.predict([url], horizons=[_FORECAST])[0].probability
+        return platform.predictor.predict([url], horizons=[_FORECAST], owner=owner)[0].probability
     except UrlHealthError:
         return None
 

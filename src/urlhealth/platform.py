@@ -316,7 +316,7 @@ class Platform:
         from urlhealth.crawl.overview import Overview
 
         assert self._database is not None
-        return Overview(self._database, clock=self.clock)
+        return Overview(self._database, clock=self.clock, vault=Vault(self._secret_keys))
 
     @cached_property
     def alerts(self) -> "AlertStore":

@@ -30,6 +30,20 @@ UNDESCRIBED: Final[dict[Call, Scope | None]] = {
     ("POST", "/login"): PUBLIC,
     ("POST", "/logout"): PUBLIC,
     ("GET", "/static/style.css"): PUBLIC,
+    ("GET", "/ui/url"): Scope.READ,
+    ("GET", "/ui/tasks"): Scope.READ,
+    ("POST", "/ui/tasks"): Scope.CRAWL,
+    ("GET", "/ui/tasks/{task_id}"): Scope.READ,
+    ("GET", "/ui/tasks/{task_id}/progress"): Scope.READ,
+    ("GET", "/ui/monitors"): Scope.READ,
+    ("POST", "/ui/monitors/{monitor_id}/{what}"): Scope.CRAWL,
+    ("GET", "/ui/models"): Scope.READ,
+    ("GET", "/ui/features"): Scope.READ,
+    ("GET", "/ui/alerts"): Scope.READ,
+    ("POST", "/ui/alerts/test"): Scope.ADMIN,
+    ("GET", "/status"): Scope.READ,
+    ("GET", "/status.rss"): Scope.READ,
+    ("GET", "/badge/{target_id}.svg"): Scope.READ,
 }
 #: Under BentoML only.
 BENTO: Final[dict[Call, Scope | None]] = {
@@ -42,7 +56,8 @@ BENTO: Final[dict[Call, Scope | None]] = {
 NOBODYS: Final = {
     ("GET", "/health/live"), ("GET", "/health/ready"), ("GET", "/v2"), ("GET", "/v2/health/live"),
     ("GET", "/v2/health/ready"), ("POST", "/api/v1/score"), ("GET", "/docs"), ("GET", "/openapi.json"),
-    ("GET", "/login"), ("POST", "/login"), ("POST", "/logout"), ("GET", "/static/style.css"),
+    ("GET", "/login"), ("POST", "/login"), ("POST", "/logout"), ("GET", "/static/style.css"), ("GET", "/ui/models"),
+    ("GET", "/status"), ("GET", "/status.rss"),  # There is none here: see the test of it.
 }  # fmt: skip
 #: Calls that take URLs in a body, and the body.
 BY_URL: Final[dict[Call, Any]] = {
@@ -58,8 +73,16 @@ BY_URL: Final[dict[Call, Any]] = {
         "inputs": [{"name": "url", "shape": [1], "datatype": "BYTES", "data": [URL]}]
     },
 }
+GRAPH: Final = ("POST", "/graphql")
+#: All that the graph has of tasks and of a URL.
+GRAPH_QUERY: Final = (
+    "{ tasks { taskId results { items { url } } } "
+    f'targets(urls: ["{URL}"]) {{ probes {{ outcome }} features {{ value }} predictions {{ probability }} }} }}'
+)
 #: Calls that make something of the caller's own.
-MAKES: Final = {("POST", "/api/v1/tasks"), ("POST", "/api/v1/monitors"), ("POST", "/submit")}
+MAKES: Final = {("POST", "/api/v1/tasks"), ("POST", "/api/v1/monitors"), ("POST", "/submit"), ("POST", "/ui/tasks")}
+#: Where there is nothing to see for a stranger, the answer is 404.
+OF_ONE: Final = ("{task_id}", "{monitor_id}", "{pool_id}", "{target_id}")
 #: Calls on all of the caller's that are chosen.
 CHOSEN: Final = {("PATCH", "/api/v1/monitors"), ("DELETE", "/api/v1/monitors")}
 
@@ -106,6 +129,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             "pool_id": str(pool.number),
             "name": "none",
             "message_id": "1",
+            "target_id": str(platform.overview.target_id(URL, owner="ann")),
+            "what": "pause",
         }
         with TestClient(create_app(platform), raise_server_exceptions=False) as http:
             yield Served(platform, http, secrets, anns)
@@ -120,7 +145,9 @@ def calls(http: TestClient) -> list[Call]:
 def send(served: Served, call: Call, secret: str | None, values: dict[str, str], body: Any = None) -> Any:
     method, path = call
     headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-    params = {"url": URL} if path.startswith("/api/v1/url") or call in CHOSEN else {}
+    params = {"url": URL} if path.startswith(("/api/v1/url", "/ui/url")) or call in CHOSEN else {}
+    if call == GRAPH:
+        body = {"query": GRAPH_QUERY}
     if call in CHOSEN and body is None:
         body = {"paused": True} if method == "PATCH" else None
     return served.http.request(
@@ -131,8 +158,8 @@ def send(served: Served, call: Call, secret: str | None, values: dict[str, str],
 def test_every_route_has_a_rule(served: Served) -> None:
     for method, path in [*calls(served.http), *BENTO]:
         scope_needed(method, path.format(**served.anns))  # raises where there is none
-    for call, scope in (UNDESCRIBED | BENTO).items():
-        assert scope_needed(*call) == scope
+    for (method, path), scope in (UNDESCRIBED | BENTO).items():
+        assert scope_needed(method, path.format(**served.anns)) == scope, path
     routes = {route.path for route in served.http.app.routes if hasattr(route, "methods")}  # type: ignore[attr-defined]
     known = {path for _, path in calls(served.http)}
     assert routes - known == set(), "a route that is not in the document belongs in UNDESCRIBED"
@@ -171,7 +198,7 @@ def test_a_stranger_sees_and_changes_nothing(served: Served) -> None:
         if call in NOBODYS or needed is Scope.ADMIN:
             continue  # keys and the audit log are the operator's; they hold no URL of a task
         reply = send(served, call, served.secrets["bob", needed or Scope.READ], served.anns, BY_URL.get(call))
-        if any(part in path for part in ("{task_id}", "{monitor_id}", "{pool_id}")) or path.startswith("/api/v1/url"):
+        if any(part in path for part in OF_ONE) or path.startswith(("/api/v1/url", "/ui/url")):
             expected = {404, 422} if method == "PATCH" else {404}
             assert reply.status_code in expected, (call, reply.text)
             assert "timeout" not in reply.text
@@ -180,6 +207,9 @@ def test_a_stranger_sees_and_changes_nothing(served: Served) -> None:
             assert all(number is None for number in _probabilities(reply.json())), (call, reply.text)
         elif call in CHOSEN:
             assert reply.json() == {"monitors": 0}
+        elif call == GRAPH:
+            nothing = {"probes": [], "features": None, "predictions": [{"probability": None}]}
+            assert reply.json() == {"data": {"tasks": [], "targets": [nothing]}}
         elif call not in MAKES:
             assert method == "GET", f"{call} is not classified: say in this test what a stranger gets"
             assert reply.status_code == 200, (call, reply.text)
@@ -198,15 +228,45 @@ def test_the_owner_sees_it_all(served: Served) -> None:
             reply = send(served, call, served.secrets["ann", Scope.PREDICT], served.anns, BY_URL[call])
             assert any(number is not None for number in _probabilities(reply.json())), (call, reply.text)
             seen.add(call)
+        elif call == GRAPH:
+            data = send(served, call, served.secrets["ann", Scope.READ], served.anns).json()["data"]
+            assert data["tasks"][0]["results"]["items"] == [{"url": URL}]
+            (target,) = data["targets"]
+            assert target["probes"] == [{"outcome": "timeout"}]
+            assert target["features"]
+            assert target["predictions"][0]["probability"] is not None
         elif method == "GET" and needed is Scope.READ and call not in NOBODYS:
             reply = send(served, call, served.secrets["ann", Scope.READ], served.anns)
             assert reply.status_code == 200, (call, reply.text)
-            if "hidden.example" in reply.text:
+            if "hidden.example" in reply.text or served.anns["task_id"] in reply.text:
                 seen.add(call)
     assert {path for _, path in seen} >= {
         "/", "/api/v1/tasks/{task_id}/results", "/api/v1/monitors", "/api/v1/monitors/{monitor_id}", "/api/v1/url",
-        "/api/v1/predictions", "/api/v1/features", "/invocations",
+        "/api/v1/predictions", "/api/v1/features", "/invocations", "/ui/url", "/ui/tasks", "/ui/monitors",
     }  # fmt: skip
+
+
+def test_a_status_page_is_public_where_there_is_one_and_shows_those_of_local(served: Served) -> None:
+    """Those who may read see their own owner's."""
+    mine = "https://shown.example/"
+    settings = served.platform.settings.model_copy(update={"status_page": True})
+    served.platform.crawl.create_monitor(mine, interval_s=60)
+    badge = ("GET", f"/badge/{served.platform.overview.target_id(mine)}.svg")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served.platform, "settings", settings)
+        for path in ("/status", "/status.rss"):
+            for secret in (None, served.secrets["ann", Scope.CRAWL]):
+                reply = send(served, ("GET", path), secret, {})
+                assert reply.status_code == 200
+                assert ("shown.example" in reply.text) is (path == "/status")  # the feed has outages only
+                assert "hidden.example" not in reply.text
+        reply = send(served, ("GET", "/status"), served.secrets["ann", Scope.READ], {})
+        assert "hidden.example" in reply.text
+        assert "shown.example" not in reply.text
+        assert send(served, badge, None, {}).status_code == 200
+        assert send(served, ("GET", f"/badge/{served.anns['target_id']}.svg"), None, {}).status_code == 404
+    assert send(served, badge, None, {}).status_code == 401
+    assert send(served, ("GET", "/status"), None, {}).status_code == 401
 
 
 def test_what_stands_behind_health_is_told_to_readers_only(served: Served) -> None:

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from serving.app import create_app
 from tests.misbehaving import OK, redirect, say, serving
 from tests.probes import probe, running_engine
+from urlhealth.alerts.rules import read_file
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.crawl.vault import Vault
@@ -138,3 +139,19 @@ def test_stores_are_named_without_their_passwords() -> None:
     assert redacted(uri) == "postgresql://***@db.example/mlflow"
     assert redacted("sqlite:///a@b.db") == "sqlite:///a@b.db"
     assert "hunter2" not in str(unavailable(uri, f"cannot connect to {uri}"))
+
+
+def test_channels_that_are_given_over_rest_cannot_name_our_environment(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a file, which `urlhealth alerts apply` reads, can: who runs that has the environment already."""
+    monkeypatch.setenv("HUNTER2", "hunter2-environment")
+    channel = {"name": "out", "url": "https://hooks.example/${HUNTER2}", "secret": "${HUNTER2}-and-more"}
+    with TestClient(create_app(platform)) as http:
+        assert http.put("/api/v1/alerts/rules", json={"channels": [channel], "rules": []}).status_code == 200
+        assert "hunter2" not in http.get("/api/v1/alerts/rules").text
+    kept = platform.alerts.channel("out")
+    assert (kept.url, kept.secret) == (channel["url"], channel["secret"])
+    file = tmp_path / "alerts.yaml"
+    file.write_text("channels: [{name: out, url: 'https://hooks.example/${HUNTER2}', secret: '${HUNTER2}-and-more'}]")
+    assert read_file(file).channels[0].url == "https://hooks.example/hunter2-environment"

@@ -19,6 +19,7 @@ from urlhealth.crawl.records import (
     target_of,
 )
 from urlhealth.crawl.schema import current_predictions, monitors, predictions, probes, spells, targets, task_urls, tasks
+from urlhealth.crawl.vault import Vault
 from urlhealth.errors import NotFound
 from urlhealth.vocabulary import (
     LOCAL_OWNER,
@@ -226,7 +227,7 @@ class Overview(Records):
             query = query.where(sa.func.replace(monitors.c.tags, f"\n{tag}\n", "") != monitors.c.tags)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(monitors.c.number).limit(limit + 1)).all()
-        return page(rows, limit, "monitors", _monitor_row)
+        return page(rows, limit, "monitors", lambda row: _monitor_row(row, self._vault))
 
     def outages(self, target_ids: Sequence[int], *, since_ms: int, limit: int) -> list[Outage]:
         """Outages of these targets that began or lasted since, newest first."""
@@ -250,9 +251,9 @@ class Overview(Records):
         ]
 
 
-def _monitor_row(row: Any) -> MonitorRow:
+def _monitor_row(row: Any, vault: Vault) -> MonitorRow:
     return MonitorRow(
-        monitor=monitor_of(row),
+        monitor=monitor_of(row, vault),
         target_id=row.target_id,
         health=Health.UNKNOWN if row.health is None else Health(row.health),
         probability=row.probability,
