@@ -23,7 +23,7 @@ from urlhealth.probing.urls import parse_target
 from urlhealth.settings import redacted
 from urlhealth.vocabulary import Outcome, ProbeOptions, ProbeResult
 
-few = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 URLISH = st.text("htps:/\\.@[]%0123456789abxAF。①%\t#?- \u200d\ud800", max_size=60) | st.text(max_size=40)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -32,7 +32,7 @@ JSON = st.recursive(
 )
 OPTION = st.sampled_from([*ProbeOptions.__dataclass_fields__, "no_such"])
 #: The number of answers that the server of random bytes gives.
-ANSWERS = 300
+ANSWERS = 150
 
 
 @few
