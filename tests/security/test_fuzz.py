@@ -132,7 +132,7 @@ def test_a_server_that_sends_random_bytes() -> None:
         results = probe_all(engine, [f"http://127.0.0.1:{port}/{n}" for n in range(ANSWERS)], options)
         assert not engine.failed
     assert len(results) == ANSWERS
-    assert len({result.outcome for result in results}) >= 3
+    assert {Outcome.PROTOCOL, Outcome.CONDITION} <= {result.outcome for result in results}  # some could be read
     for result in results:
         json.dumps([result.error, result.final_url, result.http_version]).encode()
         (result.error or "").encode()
