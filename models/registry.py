@@ -1,5 +1,6 @@
 """The MLflow registry as training uses it: where it is, and how a version becomes the champion."""
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from urlhealth.errors import InvalidRequest, NotFound, StoreUnavailable
+from urlhealth.errors import InvalidRequest, ModelMismatch, NotFound, StoreUnavailable
 from urlhealth.prediction.champion import ChampionWatch, champion_version, load_bundled, load_version, unavailable
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import CHAMPION, MODEL_NAME
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from urlhealth.prediction.estimators import HealthForecaster
+
+log = logging.getLogger(__name__)
 
 #: Alias of the newest model that did not become champion.
 CHALLENGER: Final = "challenger"
@@ -169,8 +172,16 @@ def rollback(client: "MlflowClient") -> str:
 
 
 def _register_bundled(client: "MlflowClient") -> None:
-    """Make the bundled model the first version, and champion, of a registry that has none."""
+    """Make the bundled model the first version, and champion, of a registry that has none.
+
+    Where the list of features was changed it cannot serve; then the first model that is trained has its place.
+    """
     if client.search_registered_models(f"name='{MODEL_NAME}'"):
+        return
+    try:
+        bundled = load_bundled()
+    except ModelMismatch as error:
+        log.warning("the bundled model is not registered: %s", error)
         return
     import mlflow
 
@@ -178,6 +189,6 @@ def _register_bundled(client: "MlflowClient") -> None:
 
     mlflow.set_experiment(EXPERIMENT)
     with mlflow.start_run(run_name="bundled"):
-        version = log_model(load_bundled(), None, {"origin": "bundled"})
+        version = log_model(bundled, None, {"origin": "bundled"})
     client.update_model_version(MODEL_NAME, version, description="ships with urlhealth; see docs/model-card.md")
     client.set_registered_model_alias(MODEL_NAME, CHAMPION, version)
