@@ -146,3 +146,14 @@ def test_rows_of_another_schema_are_never_misread(tmp_path: Path) -> None:
     materialize_alone(store, 0.5)
     with pytest.raises(StoreUnavailable, match="view alone holds rows of another schema"):
         reader.read({"driver_id": [1]}, now_ms=NOW_MS)
+
+
+def test_an_unknown_feature_name_is_said(store: FeatureStore) -> None:
+    asked: dict[str, list[Any]] = {"driver_id": [1], "other_id": [1], "city": ["x"]}
+    with pytest.raises(InvalidRequest, match="view plain of the service has no feature 'nope': choose among f8, "):
+        ServiceReader(store, "all").read(asked, now_ms=NOW_MS)["plain"].column("nope")
+    with pytest.raises(KeyError, match="nope"):
+        store.get_online_features(["plain:nope"], [{"driver_id": 1, "city": "x"}])
+    rows = frame(1)[["driver_id", "city", "event_timestamp"]]
+    with pytest.raises(KeyError, match="nope"):
+        store.get_historical_features(rows, ["plain:nope"]).to_df()

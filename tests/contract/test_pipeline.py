@@ -320,3 +320,33 @@ def test_a_rebuild_of_no_history_empties_the_stores(
     assert writer.pipeline.is_current()
     assert offline(tmp_path) == []
     assert not writer.features.read(URL_STATE, KEYS).ts_ms.any()
+
+
+def test_a_clock_that_goes_back_keeps_no_state_from_being_served(
+    process: Callable[[str], Process], probes: CrawlStore, clock: HandClock, tmp_path: Path
+) -> None:
+    """When a row was computed breaks ties only; what is newer by its probe is newer."""
+    writer = process("writer")
+    assert writer.lease.acquire()
+    probe(probes, 0, 1)
+    writer.pipeline.step()
+    clock.now_ms -= 86_400_000
+    probe(probes, 2)
+    with writer.lease.kept():
+        assert writer.pipeline.step() == len(TARGETS)
+    assert writer.features.read(URL_STATE, KEYS).states["checks"].tolist() == [3] * len(TARGETS)
+    assert all(view.ok for view in writer.features.consistency())
+    assert offline(tmp_path)[0].height == 3 * len(TARGETS)
+
+
+def test_after_a_probe_from_the_future_nothing_is_lost(process: Callable[[str], Process], probes: CrawlStore) -> None:
+    """What is imported after it is older by more than `late_s`: it enters, for the writer makes all features anew."""
+    writer = process("writer")
+    assert writer.lease.acquire()
+    for minutes in ((0, 1), (1440,), (2, 4)):
+        probe(probes, *minutes)
+        while writer.pipeline.step():
+            pass
+    states = writer.features.read(URL_STATE, KEYS)
+    assert states.states["checks"].tolist() == [5] * len(TARGETS)
+    assert states.ts_ms.tolist() == [T0_MS + 1440 * 60_000] * len(TARGETS)

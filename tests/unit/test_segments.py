@@ -1,5 +1,7 @@
 """Parquet datasets of segments: atomic, idempotent by name, partitioned by UTC day."""
 
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from tests.support import ROOT
 from urlhealth.errors import StoreUnavailable
 from urlhealth.feast_stores import segments
 
@@ -118,3 +121,26 @@ def test_several_writers_and_a_reader(tmp_path: Path) -> None:
         if segments.files(tmp_path):
             assert segments.scan(tmp_path).collect().height % 50 == 0
     assert segments.scan(tmp_path).collect().height == 50 * (5 * 4 + 5)
+
+
+def test_a_full_disk_loses_nothing_and_is_said(tmp_path: Path) -> None:
+    """A process that may write 2,000 bytes a file, as on a full disk: what was there stays, and nothing is torn."""
+    append(tmp_path, table(NOON_US, x=[1]), "a")
+    script = (
+        "import resource, signal, sys; from pathlib import Path; import numpy as np; "
+        "from tests.unit.test_segments import NOON_US, append, table; "
+        "from urlhealth.errors import StoreUnavailable; "
+        "rows = table(*[NOON_US] * 5_000, x=np.random.default_rng(0).normal(size=5_000)); "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))\n"
+        "for name in 'ab':\n"
+        "    try: append(Path(sys.argv[1]), rows, name)\n"
+        "    except StoreUnavailable as error: print(error)\n"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", script, str(tmp_path)), cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert [line.split(" to ")[0] for line in done.stdout.splitlines()] == [
+        f"offline store: segment {name} cannot be written" for name in "ab"
+    ]
+    assert segments.scan(tmp_path).collect()["x"].to_list() == [1]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.parquet"]

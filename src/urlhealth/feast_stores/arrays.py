@@ -53,7 +53,15 @@ class ViewArrays:
 
         Shape (n,); for arrays of fixed length (n, length). Numbers have their own type, timestamps are
         `datetime64[s]` UTC; text, bytes, arrays of varying length and Feast's other types are objects.
+
+        Raises:
+            InvalidRequest: the service has no such feature of this view.
         """
+        if feature not in self.features:
+            raise InvalidRequest(
+                f"view {self._layout.view} of the service has no feature {feature!r}: choose among "
+                + ", ".join(self.features)
+            )
         field, present = self._layout.field(feature), self.status != Freshness.MISSING
         if not field.fixed:
             found = _all_masked((len(present),), np.dtype(object))
