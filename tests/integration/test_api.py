@@ -139,9 +139,7 @@ def test_nothing_stays_of_a_body_that_breaks_off(tmp_path: Path) -> None:
         port = httpx.URL(api.url).port
         assert port is not None
         with socket.create_connection(("127.0.0.1", port)) as sender:
-            head = (
-                "POST /api/v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 1000000\r\n\r\n"
-            )
+            head = "POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 1000000\r\n\r\n"
             sender.sendall(head.encode() + b"https://a.example\n" * 100)
         broken = 'route="/api/v1/tasks",status="422"'
         wait_until(lambda: broken in api.http.get("/metrics").text, timeout_s=20, what="the request to end")
@@ -181,8 +179,7 @@ def test_what_was_probed_has_features_and_a_line_on_the_page(api: Api, sample_we
     assert items[0]["age_s"] < 60
     assert api.http.get("/").headers["content-type"] == "text/html; charset=utf-8"
     lines = {
-        f'<td class="url">{url}</td>\n        <td class="{state}">{state}</td>'
-        for url, state in ((down, "down"), (up, "up"))
+        f'">{url}</a></td>\n        <td class="{state}">{state}</td>' for url, state in ((down, "down"), (up, "up"))
     }
     wait_until(lambda: all(line in api.http.get("/").text for line in lines), timeout_s=20, what="lines on the page")
 

@@ -285,8 +285,10 @@ class ProbeEngine:
         """Take up what has waited for long enough."""
         while self._later and self._later[0][0] <= now_s:
             self._ready.append(heapq.heappop(self._later)[2])
+        due = []
         while self._ahead and self._ahead[0][0] <= now_s:
-            self._ready.appendleft(heapq.heappop(self._ahead)[2])  # not in line behind tasks
+            due.append(heapq.heappop(self._ahead)[2])
+        self._ready.extendleft(reversed(due))  # not in line behind tasks
         if (due_s := self._hosts.next_due_s) is not None and due_s <= now_s:
             self._ready.extendleft(reversed(self._hosts.due(now_s)))
         if self._network is not None:
