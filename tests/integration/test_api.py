@@ -139,7 +139,10 @@ def test_nothing_stays_of_a_body_that_breaks_off(tmp_path: Path) -> None:
         port = httpx.URL(api.url).port
         assert port is not None
         with socket.create_connection(("127.0.0.1", port)) as sender:
-            head = "POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 1000000\r\n\r\n"
+            head = (
+                "POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n"
+                "Content-Type: text/plain\r\nContent-Length: 1000000\r\n\r\n"
+            )
             sender.sendall(head.encode() + b"https://a.example\n" * 100)
         broken = 'route="/api/v1/tasks",status="422"'
         wait_until(lambda: broken in api.http.get("/metrics").text, timeout_s=20, what="the request to end")
