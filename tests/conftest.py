@@ -12,10 +12,15 @@ import pytest
 from demo.sample_web import SampleWeb, sites
 
 ROOT = Path(__file__).resolve().parents[1]
-#: What runs only where all services must be there, as in `.ci/run`: many processes, and half the suite's time.
-WITH_SERVICES = (
+#: What runs only in `.ci/run`, which sets URLHEALTH_REQUIRE_SERVICES: it needs all services, or takes long.
+ONLY_IN_CI = (
+    "tests/acceptance/test_bento_build.py",
     "tests/acceptance/test_browser.py",
+    "tests/acceptance/test_ci_use.py",
+    "tests/acceptance/test_client.py",
+    "tests/acceptance/test_remote_cli.py",
     "tests/acceptance/test_scaled_out.py",
+    "tests/acceptance/test_tutorial.py",
     "tests/faults/",
     "tests/integration/test_gateway.py",
     "tests/integration/test_workers.py",
@@ -23,10 +28,10 @@ WITH_SERVICES = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs all services, where they are not asked for."""
+    """Skip what only continuous integration runs."""
     if os.environ.get("URLHEALTH_REQUIRE_SERVICES") != "1":
         for item in items:
-            if item.nodeid.startswith(WITH_SERVICES):
+            if item.nodeid.startswith(ONLY_IN_CI):
                 item.add_marker(pytest.mark.skip(reason="it runs with URLHEALTH_REQUIRE_SERVICES=1, as in .ci/run"))
 
 
