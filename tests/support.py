@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import numpy as np
+import pytest
 
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
@@ -106,6 +107,13 @@ def wait_until(condition: Callable[[], Any], *, timeout_s: float, what: str) -> 
             return value
         time.sleep(0.05)
     raise AssertionError(f"waited {timeout_s} s in vain for {what}")
+
+
+def unavailable(reason: str) -> NoReturn:
+    """What a test needs is not here: a failure where the environment demands it, otherwise a skip."""
+    if os.environ.get("URLHEALTH_REQUIRE_SERVICES") == "1":
+        pytest.fail(f"URLHEALTH_REQUIRE_SERVICES=1, but {reason}")
+    pytest.skip(reason)
 
 
 def noise_forecaster(seed: int = 0) -> HealthForecaster:

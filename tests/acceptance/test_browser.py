@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from playwright.sync_api import sync_playwright
 
-from tests.support import Api, free_port, platform_process
+from tests.support import Api, free_port, platform_process, unavailable, wait_until
 from urlhealth.alerts.rules import AlertFile
 from urlhealth.platform import Platform
 from urlhealth.probing.urls import parse_target
@@ -39,12 +40,8 @@ def chromium() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright."""
     path = shutil.which("chromium")
     if path is None:
-        reason = "chromium is not installed: apt-get install chromium"
-        if os.environ.get("URLHEALTH_REQUIRE_SERVICES") == "1":
-            pytest.fail(f"URLHEALTH_REQUIRE_SERVICES=1, but {reason}")
-        pytest.skip(reason)
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
+        unavailable("chromium is not installed: apt-get install chromium")
+    with sync_playwright() as driver:
         # Root, as containers are, has no sandbox.
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
@@ -78,9 +75,8 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         rule = {"name": "down", "kind": "state", "channels": ["hook"]}
         platform.alerts.apply(AlertFile.model_validate({"channels": [hook], "rules": [rule]}))
     with platform_process(home, URLHEALTH_STATUS_PAGE="1") as (running, _):
-        deadline = time.monotonic() + 90
-        while not running.http.get("/api/v1/predictions").json()["items"] and time.monotonic() < deadline:
-            time.sleep(0.2)
+        forecasts = "/api/v1/predictions"
+        wait_until(lambda: running.http.get(forecasts).json()["items"], timeout_s=90, what="a forecast of each URL")
         running.predict([URL], horizons=["24h"])
         yield running
 

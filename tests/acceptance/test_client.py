@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import CountingWeb
-from tests.support import BIN, Api, environment, platform_process, run, wait_until
+from tests.support import BIN, Api, environment, platform_process, run, unavailable, wait_until
 from urlhealth.settings import ROOT
 from urlhealth_client import AsyncClient, Client, Conflict, Invalid, NotFound
 
@@ -67,7 +67,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
         uv, "pip", "install", "--quiet", "--python", str(python), "flask", "django", "celery", env=env, check=False
     )
     if more.returncode:
-        pytest.skip(f"Flask, Django and Celery cannot be installed here: {more.stderr[-300:]}")
+        unavailable(f"Flask, Django and Celery cannot be installed here: {more.stderr[-300:]}")
     return python
 
 

@@ -5,11 +5,11 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import sqlalchemy as sa
 
+from tests.support import unavailable
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.lease import Lease
 
@@ -21,7 +21,7 @@ REDIS = os.environ.get("URLHEALTH_TEST_REDIS", "redis://127.0.0.1:6379/0")
 def postgres_database() -> Iterator[sa.URL]:
     """A database of this session's own on the PostgreSQL server, dropped at the end."""
     if importlib.util.find_spec("psycopg") is None:
-        _absent("PostgreSQL", "psycopg is not installed")
+        unavailable("PostgreSQL: psycopg is not installed")
     url = sa.make_url(POSTGRES)
     server = sa.create_engine(url, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
     name = f"urlhealth_test_{uuid.uuid4().hex[:12]}"
@@ -29,7 +29,7 @@ def postgres_database() -> Iterator[sa.URL]:
         with server.connect() as connection:
             connection.execute(sa.text(f"CREATE DATABASE {name}"))
     except sa.exc.OperationalError as error:
-        _absent("PostgreSQL", f"no server answers: {str(error.orig).splitlines()[0]}")
+        unavailable(f"PostgreSQL: no server answers: {str(error.orig).splitlines()[0]}")
     yield url.set(database=name)
     with server.connect() as connection:
         connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
@@ -87,14 +87,14 @@ def lease(engine: sa.Engine, clock: HandClock) -> Lease:
 def redis_server() -> Iterator[str]:
     """The URL of a Redis server; what this session's tests have put there is deleted at the end."""
     if importlib.util.find_spec("redis") is None:
-        _absent("Redis", "redis is not installed")
+        unavailable("Redis: redis is not installed")
     from redis import Redis, RedisError
 
     client = Redis.from_url(REDIS, socket_connect_timeout=2)
     try:
         client.ping()
     except RedisError as error:
-        _absent("Redis", f"no server answers: {error}")
+        unavailable(f"Redis: no server answers: {error}")
     session = f"urlhealth-test-{uuid.uuid4().hex[:12]}"
     yield f"{REDIS}?prefix={session}"
     for key in client.scan_iter(f"{{{session}*", count=1000):
@@ -109,10 +109,3 @@ def online_store(request: pytest.FixtureRequest) -> str:
         return ""
     server: str = request.getfixturevalue("redis_server")
     return f"{server}-{uuid.uuid4().hex[:8]}"
-
-
-def _absent(service: str, reason: str) -> NoReturn:
-    """A server cannot be used: a failure where the environment demands it, otherwise a skip."""
-    if os.environ.get("URLHEALTH_REQUIRE_SERVICES") == "1":
-        pytest.fail(f"URLHEALTH_REQUIRE_SERVICES=1, but {service}: {reason}")
-    pytest.skip(f"{service}: {reason}")

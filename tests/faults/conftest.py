@@ -21,7 +21,7 @@ from kombu import Connection
 from tests.acceptance.conftest import CountingWeb
 from tests.brokers import WorkerProcess, queues
 from tests.contract.conftest import postgres_database
-from tests.support import Api, free_port, kill, platform_process, wait_until
+from tests.support import Api, free_port, kill, platform_process, unavailable, wait_until
 
 __all__ = ["postgres_database"]
 
@@ -198,7 +198,7 @@ def between() -> Iterator[Callable[[str], tuple[str, Proxy]]]:
 def own_redis(tmp_path: Path) -> Iterator["RedisServer"]:
     """A Redis to restart."""
     if shutil.which("redis-server") is None:
-        pytest.skip("redis-server is not installed")
+        unavailable("redis-server is not installed")
     with closing(RedisServer(tmp_path)) as redis:
         yield redis
 

@@ -22,6 +22,7 @@ from tests.probes import LOOPBACK, QUICK, make_engine
 from tests.support import wait_until
 from urlhealth.errors import ConfigurationError
 from urlhealth.probing.broker import make_app
+from urlhealth.probing.engine import ProbeEngine
 from urlhealth.probing.guard import AddressGuard
 from urlhealth.probing.process import ProbeProcess
 from urlhealth.probing.queue import CeleryDispatcher
@@ -97,6 +98,16 @@ def collect(dispatcher: Dispatcher, count: int) -> list[Probed]:
         assert batch, "results are missing"
         found += batch
     return found
+
+
+def let_finish(dispatcher: Dispatcher) -> None:
+    """Return when a result waits to be fetched."""
+    if isinstance(dispatcher, ProbeEngine):
+        wait_until(lambda: dispatcher._finished, timeout_s=10, what="the result")
+    elif isinstance(dispatcher, ProbeProcess):
+        assert dispatcher._connection.poll(10)
+    else:
+        time.sleep(0.3)  # a broker does not show what it holds
 
 
 def test_capacity_counts_what_nobody_has_fetched(make: Make, serve: Serve) -> None:
@@ -184,7 +195,7 @@ def test_what_is_finished_when_its_task_is_cancelled_still_comes(make: Make, ser
         [ProbeRequest(target=parse_target(f"http://127.0.0.1:{serve(answer)}/"), task_id="gone"), hanging]
     )
     assert answered.wait(5)
-    time.sleep(0.3)  # long enough to be read, in either process
+    let_finish(dispatcher)
     dispatcher.cancel({"gone"})
     assert [probed.result.outcome for probed in dispatcher.results(1.0)] == [Outcome.OK]
     assert dispatcher.results(0.3) == []

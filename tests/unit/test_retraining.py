@@ -79,6 +79,18 @@ def test_a_writer_that_is_one_no_more_ends_its_training(tmp_path: Path, lease: L
     assert retrains._child is None
 
 
+def test_what_is_run_is_the_command_that_people_run(
+    tmp_path: Path, lease: Lease, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert lease.acquire()
+    settings = Settings(home=tmp_path / "home", mlflow_tracking_uri="", retrain_every_h=6)
+    retrains = Retraining(settings, lease=lease, clock=Clock())
+    retrains.step()
+    until_ended(retrains)
+    assert "ended with 1: " in caplog.text
+    assert "history" in caplog.text.rpartition("ended with 1: ")[2]
+
+
 def test_a_child_has_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(
         home=tmp_path, mlflow_tracking_uri="sqlite:///x", allow_addresses="127.0.0.0/8,::1/128", known_for_s=99.5

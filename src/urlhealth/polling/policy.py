@@ -22,6 +22,7 @@ A probe costs the same, whatever the number of targets: plans stand on a timer w
 monitors of the platform, in their rows (`crawl/adaptive.py`).
 """
 
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left
 from collections.abc import Hashable, Sequence
@@ -82,7 +83,7 @@ def check_budget(budget_per_url_hour: float, min_interval_s: float, max_interval
         )
 
 
-class Planner:
+class Planner(ABC):
     """Plans probes so that `budget_per_url_hour` times the number of targets, per hour, are where outages are likely.
 
     Targets are numbers that :meth:`add` gives. Where a plan goes is a subclass's business: :meth:`_enter`.
@@ -180,9 +181,9 @@ class Planner:
     def _outages_of(self, number: int, t_h: float) -> float:
         return self._group_outages[number] * exp(-(t_h - self._group_as_of_h[number]) * log(2) / GROUP_HALF_LIFE_H)
 
+    @abstractmethod
     def _enter(self, target: int, t_ms: int, due_ms: int) -> None:
         """At `t_ms` the target was planned to be probed at `due_ms`."""
-        raise NotImplementedError
 
     def _replan(self, target: int, t_ms: int) -> None:
         last_ms = round(self.hazards.seen_h[target] * HOUR_MS)
