@@ -31,7 +31,7 @@ run: setup ## the platform alone, on URLHEALTH_HOME (default ./var)
 	$(BIN)/urlhealth serve
 
 test: setup ## run the suite, in two processes; with URLHEALTH_REQUIRE_SERVICES=1 also what needs all services
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: setup ## kill, cut and restart parts of a platform of several processes, three times each (some minutes)
 	URLHEALTH_REQUIRE_SERVICES=1 FAULTS=all FAULT_SEEDS=3 $(BIN)/python -m pytest tests/faults
