@@ -1,8 +1,6 @@
 """Erasing a URL, over every backend: nothing of it is left, whatever was under way."""
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +68,9 @@ def everything(platform: Platform) -> str:
         for frame in [segments.scan(folder / view.name).collect()]
         if frame.height
     ]
-    with closing(sqlite3.connect(platform.features._online.path)) as online:
-        held += [online.execute(f'SELECT * FROM "{table}"').fetchall() for table in platform.features._online.tables()]
+    rows = platform.features._online._file.environment()  # type: ignore[attr-defined]
+    with rows.begin() as transaction, transaction.cursor() as cursor:
+        held += list(cursor)
     return repr(held)
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from urlhealth.errors import ConfigurationError, StoreUnavailable
 from urlhealth.feast_stores import segments
+from urlhealth.feast_stores.lmdb_rows import LmdbRows
 from urlhealth.feast_stores.online import layout_of
 from urlhealth.feast_stores.packed import Layout
-from urlhealth.feast_stores.rows import PackedRows
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features.catalog import HOST_STATE, STATE_VIEWS, URL_STATE
 from urlhealth.features.columns import StateRows, States, StateView
@@ -48,7 +48,7 @@ def write(stores: FeatureStores, written: StateRows, segment: str, created_ms: i
 
 def empty(stores: FeatureStores) -> None:
     """Delete the online store: the file itself, where it is one."""
-    if isinstance(stores._online, PackedRows):
+    if isinstance(stores._online, LmdbRows):
         stores._online.path.unlink()
     else:
         stores._online.drop(stores._online.tables())

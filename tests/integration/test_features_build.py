@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.metrics import Metrics
-from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.packed import TIMES, Layout
 from urlhealth.feast_stores.rows import string_keys
 from urlhealth.features.catalog import URL_STATE
 from urlhealth.platform import Platform
@@ -54,9 +54,12 @@ def test_a_check_finds_what_differs_between_online_and_offline(platform: Platfor
     assert found() == [(1, 0, 0)] * 3
     rows = platform.features._online
     table = f"urlhealth_{URL_STATE.name}"
-    [(key, event_us, row)] = [(k, *v) for k, v in rows.read(table, string_keys("url", [TARGET.key])).items()]
-    other = string_keys("url", ["https://other.example.com/"])[0]
-    rows.write(table, Layout.of(URL_STATE), [(key, event_us + 1, event_us, row), (other, 1, 1, row)])
+    [key], [other] = string_keys("url", [TARGET.key]), string_keys("url", ["https://other.example.com/"])
+    [row] = rows.read(table, [key])
+    assert row is not None
+    event_us, created_us = TIMES.unpack_from(row)
+    later = TIMES.pack(event_us + 1, created_us) + row[TIMES.size :]
+    rows.write(table, Layout.of(URL_STATE), [(key, later), (other, row)])
     [url, *_] = platform.features.consistency()
     assert (url.different, url.examples, url.unknown, url.ok) == (1, (TARGET.key,), 1, False)
     platform.build_features(rebuild=True)

@@ -1,8 +1,7 @@
-"""Packed rows: layouts, and the file that keeps them."""
+"""Layouts of packed rows."""
 
 import math
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from urlhealth.errors import StoreUnavailable
 from urlhealth.feast_stores.packed import Layout, PackedField
-from urlhealth.feast_stores.rows import PackedRows
 from urlhealth.features.columns import Column, StateView
 
 VIEW = StateView(
@@ -130,41 +128,3 @@ def test_a_row_of_another_schema_is_never_misread(changed: PackedField) -> None:
     other = Layout(view="things", fields=(changed, *LAYOUT.fields[1:]))
     with pytest.raises(StoreUnavailable, match="view things holds rows of another schema"):
         other.heads(LAYOUT.pack_states(states(3)))
-
-
-def row(value: int, event_us: int, created_us: int = 0, key: bytes = b"k") -> tuple[bytes, int, int, bytes]:
-    one = VIEW.initial(1)
-    one["d"] = value
-    return key, event_us, created_us, LAYOUT.pack_states(one)[0]
-
-
-def stored(rows: PackedRows, key: bytes = b"k") -> tuple[int, int] | None:
-    """Event time and the value of column d."""
-    found = rows.read("t", [key]).get(key)
-    return None if found is None else (found[0], int(LAYOUT.heads([found[1]])["state"]["d"][0]))
-
-
-@pytest.mark.parametrize("left_behind", [(), ("-wal", "-shm")])
-def test_a_reader_follows_when_the_file_is_deleted_and_made_anew(tmp_path: Path, left_behind: tuple[str, ...]) -> None:
-    path = tmp_path / "online.db"
-    reader = PackedRows(path)
-    PackedRows(path).write("t", LAYOUT, [row(1, 100)])
-    assert stored(reader) == (100, 1)
-    path.unlink()
-    for suffix in {"-wal", "-shm"}.difference(left_behind):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-    assert stored(reader) is None
-    PackedRows(path).write("t", LAYOUT, [row(2, 50)])
-    assert stored(reader) == (50, 2)
-    del reader  # its connection to the new file is closed
-    PackedRows(path).write("t", LAYOUT, [row(3, 60)])
-    assert stored(PackedRows(path)) == (60, 3)
-
-
-def test_a_damaged_file_is_said(tmp_path: Path) -> None:
-    path = tmp_path / "online.db"
-    path.write_bytes(b"not a database" * 1000)
-    with pytest.raises(StoreUnavailable, match=r"online store .*online\.db cannot be read"):
-        PackedRows(path).read("t", [b"k"])
-    with pytest.raises(StoreUnavailable, match=r"cannot be written"):
-        PackedRows(path).write("t", LAYOUT, [row(1, 1)])

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,7 +18,7 @@ from feast.value_type import ValueType
 
 from urlhealth.errors import ConfigurationError, InvalidRequest
 from urlhealth.feast_stores import replies
-from urlhealth.feast_stores.online import PackedOnlineStoreConfig, layout_of, table_of
+from urlhealth.feast_stores.online import PackedOnlineStoreConfig, layout_of, oldest_us, table_of
 from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.paths import online_rows
 from urlhealth.feast_stores.rows import entity_keys
@@ -35,6 +36,9 @@ _KEYS: Final[dict[ValueType, Callable[[Any], bytes]]] = {
 }
 
 
+_WORDS: Final = np.array([word.value for word in Freshness]).dtype
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ViewArrays:
     """What one view of the service holds of n entities."""
@@ -45,11 +49,15 @@ class ViewArrays:
     event_us: npt.NDArray[np.int64]
     #: Words of :class:`Freshness`, shape (n,).
     status: npt.NDArray[np.str_]
-    _layout: Layout
+    _view: "_View"
+    #: Shape (n,): which entities have values, because they are known and their rows have not expired.
+    _held: npt.NDArray[np.bool_]
+    #: Of these, the packed rows, and the records that they begin with.
     _packed: Sequence[bytes]
+    _heads: npt.NDArray[np.void]
 
     def column(self, feature: str) -> np.ma.MaskedArray[Any, Any]:
-        """Values of a feature, masked where they are null (or NaN) or the entity is missing.
+        """Values of a feature, masked where null (or NaN), and where the entity is missing or past the view's TTL.
 
         Shape (n,); for arrays of fixed length (n, length). Numbers have their own type, timestamps are
         `datetime64[s]` UTC; text, bytes, arrays of varying length and Feast's other types are objects.
@@ -57,49 +65,49 @@ class ViewArrays:
         Raises:
             InvalidRequest: the service has no such feature of this view.
         """
+        layout, heads = self._view.layout, self._heads
         if feature not in self.features:
             raise InvalidRequest(
-                f"view {self._layout.view} of the service has no feature {feature!r}: choose among "
+                f"view {layout.view} of the service has no feature {feature!r}: choose among "
                 + ", ".join(self.features)
             )
-        field, present = self._layout.field(feature), self.status != Freshness.MISSING
+        field, n = layout.field(feature), len(self._held)
         if not field.fixed:
-            found = _all_masked((len(present),), np.dtype(object))
-            values = self._layout.unpack(self._packed, [feature])[feature]
-            for i, value in zip(np.flatnonzero(present).tolist(), values, strict=True):
+            found = _all_masked((n,), np.dtype(object))
+            values = layout.unpack(self._packed, [feature])[feature]
+            for i, value in zip(np.flatnonzero(self._held).tolist(), values, strict=True):
                 if value is not None:
                     found[i] = feast_value_type_to_python_type(replies.proto(field, value))
             return found
-        heads = self._layout.heads(self._packed)
         held = heads["state"][feature]
-        null = self._layout.nulls(heads, [feature])[0]
+        null = layout.nulls(heads, [feature])[0]
         if held.ndim > 1:
             null = np.broadcast_to(null[:, None], held.shape)
         elif field.kind.startswith("float"):
             null = null | np.isnan(held)
         if field.kind == "timestamp":
             held = held.astype("datetime64[s]")
-        column = _all_masked((len(present), *held.shape[1:]), held.dtype)
-        column[present] = np.ma.masked_array(held, null)
+        column = _all_masked((n, *held.shape[1:]), held.dtype)
+        column[self._held] = np.ma.masked_array(held, null)
         return column
 
     def matrix(self, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-        """All features side by side, shape (n, len(features)); NaN where null or missing.
+        """All features side by side, shape (n, len(features)); NaN where a column would be masked.
 
         Raises:
             InvalidRequest: one is no number; names it.
         """
-        for name in self.features:
-            field = self._layout.field(name)
-            if not field.fixed or field.length > 1 or field.kind == "timestamp":
-                raise InvalidRequest(f"feature {name} of view {self._layout.view} is no number: ask for its column")
-        heads = self._layout.heads(self._packed)
-        found = np.empty((len(heads), len(self.features)), dtype)
-        for j, name in enumerate(self.features):
-            found[:, j] = heads["state"][name]
-        found[self._layout.nulls(heads, self.features).T] = np.nan
-        matrix = np.full((len(self.status), len(self.features)), np.nan, dtype)
-        matrix[self.status != Freshness.MISSING] = found
+        heads = self._heads
+        if self._view.block is not None:  # where they are null there is NaN already
+            offset, kind = self._view.block
+            end = offset + len(self.features) * kind.itemsize
+            found = heads.view(np.uint8).reshape(len(heads), -1)[:, offset:end].view(kind).astype(dtype)
+        else:
+            found = self._view.columns(heads, np.dtype(dtype))
+        if len(found) == len(self._held):
+            return found
+        matrix = np.full((len(self._held), len(self.features)), np.nan, dtype)
+        matrix[self._held] = found
         return matrix
 
 
@@ -154,8 +162,8 @@ class ServiceReader:
         Args:
             entities: for each join key its n values.
             now_ms: the instant of reading, ms since 1970 UTC.
-            fresh_for: from which age (see :attr:`ViewArrays.event_us`) on rows are stale; by default each view's
-                TTL, and never if that is 0.
+            fresh_for: from which age (see :attr:`ViewArrays.event_us`) on rows are stale. Those that are older than
+                their view's TTL (0: none) are stale in any case, and have no values.
 
         Raises:
             InvalidRequest: a join key is absent, has values of another type, or fewer than another.
@@ -170,17 +178,31 @@ class ServiceReader:
     def _read(
         self, view: "_View", entities: Mapping[str, Sequence[Any]], n: int, now_ms: int, fresh_for: timedelta | None
     ) -> ViewArrays:
-        keys = view.keys(entities, n)
-        found = self._rows.read(view.table, keys)
-        rows = [found.get(key) for key in keys]
-        event_us = np.array([row[0] if row else 0 for row in rows], np.int64)
-        present = np.array([row is not None for row in rows], bool)
-        limit_us = (view.ttl if fresh_for is None else fresh_for) // timedelta(microseconds=1)
-        stale = (now_ms * 1000 - event_us > limit_us) if limit_us or fresh_for is not None else np.zeros(n, bool)
-        status = np.select([~present, stale], [Freshness.MISSING.value, Freshness.STALE.value], Freshness.FRESH.value)
-        packed = [row[1] for row in rows if row is not None]
-        view.layout.heads(packed)  # says so now if the schema is another
-        return ViewArrays(features=view.features, event_us=event_us, status=status, _layout=view.layout, _packed=packed)
+        rows = self._rows.read(view.table, view.keys(entities, n))
+        packed = [row for row in rows if row is not None]
+        heads = view.layout.heads(packed)
+        known = np.ones(n, bool) if len(packed) == n else np.array([row is not None for row in rows], bool)
+        event_us = np.zeros(n, np.int64)
+        event_us[known] = heads["event_us"]
+        expired_us = oldest_us(view.ttl, now_ms)
+        stale_us = expired_us if fresh_for is None else now_ms * 1000 - fresh_for // timedelta(microseconds=1)
+        status = np.full(n, Freshness.FRESH.value, _WORDS)
+        status[event_us < max(stale_us, expired_us)] = Freshness.STALE.value
+        status[~known] = Freshness.MISSING.value
+        if view.ttl:
+            valid = heads["event_us"] >= expired_us
+            if not valid.all():
+                known[known] = valid
+                heads, packed = heads[valid], [row for row, is_valid in zip(packed, valid, strict=True) if is_valid]
+        return ViewArrays(
+            features=view.features,
+            event_us=event_us,
+            status=status,
+            _view=view,
+            _held=known,
+            _packed=packed,
+            _heads=heads,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +213,37 @@ class _View:
     #: Of each: its name in the view, what the service calls it, its type.
     join_keys: tuple[tuple[str, str, ValueType], ...]
     ttl: timedelta
+
+    @cached_property
+    def block(self) -> tuple[int, np.dtype[Any]] | None:
+        """Offset in a row and type of the features, if they are side by side there and floats of one type."""
+        kinds = {self.layout.field(name).kind for name in self.features}
+        if len(kinds) != 1 or not kinds <= {"float32", "float64"}:
+            return None
+        row, state = self.layout.dtype, self.layout.dtype["state"]
+        assert row.fields is not None
+        assert state.fields is not None
+        places = [state.fields[name][:2] for name in self.features]
+        kind, start = places[0]
+        if any(place != (kind, start + i * kind.itemsize) for i, place in enumerate(places)):
+            return None
+        return row.fields["state"][1] + start, kind
+
+    def columns(self, heads: npt.NDArray[np.void], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """The features side by side, NaN where they are null.
+
+        Raises:
+            InvalidRequest: one is no number; names it.
+        """
+        for name in self.features:
+            field = self.layout.field(name)
+            if not field.fixed or field.length > 1 or field.kind == "timestamp":
+                raise InvalidRequest(f"feature {name} of view {self.layout.view} is no number: ask for its column")
+        found = np.empty((len(heads), len(self.features)), dtype)
+        for j, name in enumerate(self.features):
+            found[:, j] = heads["state"][name]
+        found[self.layout.nulls(heads, self.features).T] = np.nan
+        return found
 
     def keys(self, entities: Mapping[str, Sequence[Any]], n: int) -> list[bytes]:
         """Feast's entity keys."""

@@ -75,13 +75,13 @@ def compare(view: StateView, folder: Path, rows: OnlineRows, table: str) -> Cons
     """
     layout = Layout.of(view)
     known, different = 0, []
-    for keys, event_us, packed in _newest(view, folder, layout, None):
+    for keys, packed in _newest(view, folder, layout, None):
         known += len(keys)
-        different += _different(view, rows, table, keys, event_us, packed)
+        different += _different(view, rows, table, keys, packed)
     again: list[str] = []
     if different:
-        for keys, event_us, packed in _newest(view, folder, layout, different):
-            again += _different(view, rows, table, keys, event_us, packed)
+        for keys, packed in _newest(view, folder, layout, different):
+            again += _different(view, rows, table, keys, packed)
     return Consistency(
         view=view.name,
         entities=known,
@@ -96,22 +96,16 @@ def _different(
     rows: OnlineRows,
     table: str,
     keys: Sequence[str],
-    event_us: Sequence[int],
     packed: Sequence[bytes],
 ) -> list[str]:
-    blobs = string_keys(view.entity, keys)
-    online = rows.read(table, blobs)
-    return [
-        key
-        for key, blob, event, row in zip(keys, blobs, event_us, packed, strict=True)
-        if online.get(blob) != (event, row)
-    ]
+    online = rows.read(table, string_keys(view.entity, keys))
+    return [key for key, row, found in zip(keys, packed, online, strict=True) if found != row]
 
 
 def _newest(
     view: StateView, folder: Path, layout: Layout, only: Sequence[str] | None
-) -> Iterator[tuple[list[str], list[int], list[bytes]]]:
-    """Keys, event times (microseconds since 1970 UTC) and packed rows of the newest offline states."""
+) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Keys and packed rows of the newest offline states."""
     import polars as pl
 
     from urlhealth.feast_stores.asof import AT, CREATED, newest
@@ -128,8 +122,7 @@ def _newest(
         part = wanted.slice(start, _BATCH).lazy()
         table = numbered.join(part, on="row", how="semi").collect(engine="streaming").to_arrow()
         states = view.from_arrow(table)
-        yield (
-            table.column(view.entity).to_pylist(),
-            table.column("event_timestamp").cast("int64").to_pylist(),
-            layout.pack_states(states),
+        event_us, created_us = (
+            table.column(name).cast("int64").to_numpy() for name in ("event_timestamp", "created_timestamp")
         )
+        yield table.column(view.entity).to_pylist(), layout.pack_states(states, event_us, created_us)

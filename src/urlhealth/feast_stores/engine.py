@@ -12,6 +12,7 @@ from struct import pack
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureView
 from feast.infra.common.materialization_job import MaterializationJobStatus, MaterializationTask
@@ -142,9 +143,9 @@ def _rows(
         table = table.filter(keyed)
     for start in range(0, table.num_rows, _ROWS_A_BATCH):
         part = table.slice(start, _ROWS_A_BATCH)
-        event_us = _microseconds(part.column(timestamp))
-        created_us = _microseconds(part.column(created)) if created else [0] * len(event_us)
-        yield from zip(entity_keys(part, keys), event_us, created_us, layout.pack(part), strict=True)
+        created_us = _microseconds(part.column(created)) if created else 0
+        packed = layout.pack(part, _microseconds(part.column(timestamp)), created_us)
+        yield from zip(entity_keys(part, keys), packed, strict=True)
 
 
 def entity_keys(table: pa.Table, keys: dict[str, ValueType]) -> list[bytes]:
@@ -157,8 +158,6 @@ def entity_keys(table: pa.Table, keys: dict[str, ValueType]) -> list[bytes]:
     )
 
 
-def _microseconds(column: Any) -> list[int]:
-    whole: list[int] = (
-        column.cast(pa.timestamp("us", column.type.tz), safe=False).cast("int64").fill_null(0).to_pylist()
-    )
-    return whole
+def _microseconds(column: Any) -> npt.NDArray[np.int64]:
+    whole = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast("int64").fill_null(0)
+    return np.asarray(whole, np.int64)

@@ -1,7 +1,7 @@
 """Feast online store of packed rows: one row per entity and view, in the embedded file or on a Redis server.
 
 Imported by Feast, from `type` in `feature_store.yaml`. A row is written whole: a feature that a write lacks becomes
-null. An older row never overwrites a newer one.
+null. An older row never overwrites a newer one. One that is older than its view's TTL is not served.
 """
 
 import logging
@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from struct import Struct
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+import numpy as np
 import pyarrow as pa
 from feast import Entity, FeatureView, utils
 from feast.infra.key_encoding_utils import serialize_entity_key
@@ -28,6 +29,7 @@ from urlhealth.feast_stores import replies
 from urlhealth.feast_stores.packed import Kind, Layout, PackedField
 from urlhealth.feast_stores.paths import online_rows
 from urlhealth.feast_stores.rows import OnlineRows, entity_keys
+from urlhealth.vocabulary import Clock, system_clock
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +55,9 @@ _KEYS: dict[str, tuple[int, Callable[[Any], bytes]]] = {
     "int64_val": (ValueType.INT64.value, Struct("<q").pack),
 }
 
+#: An event time that nothing is older than.
+NEVER_US: Final = int(np.iinfo(np.int64).min)
+
 #: Tag of a Feast field that says how many values its arrays have.
 LENGTH_TAG = "length"
 
@@ -61,20 +66,21 @@ class PackedOnlineStoreConfig(FeastConfigBaseModel):
     """What `online_store` in `feature_store.yaml` may say."""
 
     type: Literal["urlhealth.feast_stores.online.PackedOnlineStore"] = "urlhealth.feast_stores.online.PackedOnlineStore"
-    #: The SQLite file, relative to the repo; by default in the platform's home folder.
+    #: The LMDB file, relative to the repo; by default in the platform's home folder.
     path: str | None = None
     #: A Redis server instead, like redis://HOST:PORT/DB?prefix=NAME; by default the setting `online_store`.
     redis: str | None = None
 
 
 class PackedOnlineStore(OnlineStore):
-    """One packed row per entity and view, in a SQLite file or on a Redis server."""
+    """One packed row per entity and view, in an LMDB file or on a Redis server."""
 
     # Says so at once, where Feast would import several other stores to find out.
     _versioned_read_supported = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Clock = system_clock) -> None:
         self._rows: OnlineRows | None = None
+        self._clock = clock
 
     def rows(self, config: RepoConfig) -> OnlineRows:
         """The place of the packed rows."""
@@ -95,16 +101,14 @@ class PackedOnlineStore(OnlineStore):
             pa.array([_python(field, values.get(field.name)) for _, values, _, _ in data], field.arrow_type)
             for field in layout.fields
         ]
-        packed = layout.pack(pa.table(columns, names=[field.name for field in layout.fields]))
-        version = config.entity_key_serialization_version
-        self.rows(config).write(
-            table_of(config, table),
-            layout,
-            [
-                (serialize_entity_key(key, version), _us(event), _us(created) if created else 0, row)
-                for (key, _, event, created), row in zip(data, packed, strict=True)
-            ],
+        packed = layout.pack(
+            pa.table(columns, names=[field.name for field in layout.fields]),
+            [_us(event) for _, _, event, _ in data],
+            [_us(created) if created else 0 for _, _, _, created in data],
         )
+        version = config.entity_key_serialization_version
+        keys = [serialize_entity_key(key, version) for key, _, _, _ in data]
+        self.rows(config).write(table_of(config, table), layout, zip(keys, packed, strict=True))
         if progress:
             progress(len(data))
 
@@ -115,22 +119,33 @@ class PackedOnlineStore(OnlineStore):
         entity_keys: list[EntityKey],
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
-        """Event time and requested features of each entity, `(None, None)` where there is none."""
+        """Event time and requested features of each entity, `None` for what is not there or has expired."""
         layout = layout_of(table)
         version = config.entity_key_serialization_version
         keys = [serialize_entity_key(key, version) for key in entity_keys]
-        found = self.rows(config).read(table_of(config, table), keys)
-        wanted = [f for f in layout.fields if requested_features is None or f.name in requested_features]
-        columns = layout.unpack([row for _, row in found.values()], [field.name for field in wanted])
-        values = [[replies.proto(field, value) for value in columns[field.name]] for field in wanted]
-        names = [field.name for field in wanted]
-        records = dict(zip(found, zip(*values, strict=True), strict=True)) if values else dict.fromkeys(found, ())
-        return [
-            (_EPOCH + timedelta(microseconds=found[key][0]), dict(zip(names, records[key], strict=True)))
-            if key in found
-            else (None, None)
-            for key in keys
-        ]
+        rows = self.rows(config).read(table_of(config, table), keys)
+        packed = [row for row in rows if row is not None]
+        names = [f.name for f in layout.fields if requested_features is None or f.name in requested_features]
+        columns = layout.unpack(packed, names)
+        values = [[replies.proto(layout.field(name), value) for value in columns[name]] for name in names]
+        oldest_us = self._oldest_us(table)
+        found = iter(
+            [
+                (_EPOCH + timedelta(microseconds=event_us), dict(zip(names, row, strict=True)))
+                if event_us >= oldest_us
+                else (_EPOCH + timedelta(microseconds=event_us), None)
+                for event_us, row in zip(
+                    layout.heads(packed)["event_us"].tolist(),
+                    zip(*values, strict=True) if values else [()] * len(packed),
+                    strict=True,
+                )
+            ]
+        )
+        return [(None, None) if row is None else next(found) for row in rows]
+
+    def _oldest_us(self, view: FeatureView) -> int:
+        """The event time, microseconds since 1970 UTC, before which a row of a view has expired."""
+        return oldest_us(view.ttl, self._clock())
 
     def _read_features_per_fv(
         self,
@@ -163,13 +178,12 @@ class PackedOnlineStore(OnlineStore):
             )
             return
         for view, names, keys in keyed:
-            found = self.rows(config).read(table_of(config, view), keys)
-            rows = [found.get(key) for key in keys]
+            rows = self.rows(config).read(table_of(config, view), keys)
             prefix = f"{view.projection.name_to_use()}__" if full_feature_names else ""
             online_features_response.metadata.feature_names.val.extend(prefix + name for name in names)
-            online_features_response.MergeFromString(replies.results(layout_of(view), names, rows))
-            hits = sum(row is not None for row in rows) * len(names)
-            track_feature_statuses(view.name, hits, len(rows) * len(names) - hits)
+            encoded, hits = replies.results(layout_of(view), names, rows, self._oldest_us(view))
+            online_features_response.MergeFromString(encoded)
+            track_feature_statuses(view.name, hits * len(names), (len(rows) - hits) * len(names))
 
     def update(
         self,
@@ -225,6 +239,11 @@ def _field(name: str, dtype: Any, length: int) -> PackedField:
     elif dtype in _KINDS:
         return PackedField(name=name, kind=_KINDS[dtype])
     return PackedField(name=name, kind="value")
+
+
+def oldest_us(ttl: timedelta | None, now_ms: int) -> int:
+    """The event time, microseconds since 1970 UTC, before which a row has expired; a TTL of 0 is none."""
+    return now_ms * 1000 - ttl // timedelta(microseconds=1) if ttl else NEVER_US
 
 
 def _longest(columns: dict[str, list[Value]]) -> int:

@@ -1,5 +1,6 @@
 """One entity's features as one row of bytes, laid out by the schema of its Feast view.
 
+    event_us, created_us   the instant that it is of, and when it was made (0: not known): microseconds since 1970 UTC
     schema   8 bytes, fingerprint of the layout: a row written for another schema is never misread
     nulls    one bit a field, set where the value is null
     state    a packed NumPy record: numbers and arrays of fixed length as they are, and for each field of varying
@@ -15,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, Self
+from struct import Struct
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,9 @@ from urlhealth.features.columns import StateView
 
 #: `timestamp` is in whole seconds since 1970, as in Feast; `value` is a serialized Feast `Value` of any other type.
 Kind = Literal["float64", "float32", "int64", "int32", "bool", "timestamp", "string", "bytes", "value"]
+
+#: How a row begins.
+TIMES: Final = Struct("<qq")
 
 _FIXED: dict[str, str] = {
     "float64": "<f8",
@@ -87,7 +92,8 @@ class Layout:
             (f.name, "<u4") if not f.fixed else (f.name, _FIXED[f.kind], (f.length,) if f.length > 1 else ())
             for f in self.fields
         ]
-        return np.dtype([("schema", "<u8"), ("nulls", "u1", ((len(self.fields) + 7) // 8,)), ("state", state)])
+        head = [("event_us", "<i8"), ("created_us", "<i8"), ("schema", "<u8")]
+        return np.dtype([*head, ("nulls", "u1", ((len(self.fields) + 7) // 8,)), ("state", state)])
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -97,21 +103,26 @@ class Layout:
     def _tails(self) -> tuple[PackedField, ...]:
         return tuple(field for field in self.fields if not field.fixed)
 
-    def pack_states(self, states: npt.NDArray[np.void]) -> list[bytes]:
-        """Rows of records that have this layout's `state` dtype, shape (n,)."""
-        rows = np.zeros(len(states), self.dtype)
-        rows["schema"] = self.fingerprint
+    def pack_states(
+        self, states: npt.NDArray[np.void], event_us: npt.ArrayLike = 0, created_us: npt.ArrayLike = 0
+    ) -> list[bytes]:
+        """Rows of records that have this layout's `state` dtype, shape (n,), and their times (one, or n of them)."""
+        rows = self._empty(len(states), event_us, created_us)
         rows["state"] = states
         return _as_bytes(rows)
 
-    def pack(self, table: Any) -> list[bytes]:
-        """Rows of a `pyarrow.Table` that has a column for each field; others are ignored.
+    def _empty(self, n: int, event_us: npt.ArrayLike, created_us: npt.ArrayLike) -> npt.NDArray[np.void]:
+        rows = np.zeros(n, self.dtype)
+        rows["event_us"], rows["created_us"], rows["schema"] = event_us, created_us, self.fingerprint
+        return rows
+
+    def pack(self, table: Any, event_us: npt.ArrayLike = 0, created_us: npt.ArrayLike = 0) -> list[bytes]:
+        """Rows of a `pyarrow.Table` that has a column for each field (others are ignored), and their times.
 
         Raises:
             ValueError: a column cannot be held by its field; names view and column.
         """
-        rows = np.zeros(table.num_rows, self.dtype)
-        rows["schema"] = self.fingerprint
+        rows = self._empty(table.num_rows, event_us, created_us)
         tails: list[list[bytes]] = []
         for i, field in enumerate(self.fields):
             array = _contiguous(table.column(field.name), field)

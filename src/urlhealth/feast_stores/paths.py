@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Final
 
+from urlhealth.feast_stores.lmdb_rows import LmdbRows
 from urlhealth.feast_stores.redis_rows import RedisRows
-from urlhealth.feast_stores.rows import OnlineRows, PackedRows
+from urlhealth.feast_stores.rows import OnlineRows
 from urlhealth.settings import Settings, load_settings
 
 REGISTRY_FILE: Final = "registry.db"
@@ -27,4 +28,4 @@ def online_rows(path: str | None, redis: str | None, repo: Path | None, settings
     """
     if not (path or redis):
         redis = (settings or load_settings()).online_store
-    return RedisRows(redis) if redis else PackedRows(store_path(path, repo, ONLINE_FILE, settings))
+    return RedisRows(redis) if redis else LmdbRows(store_path(path, repo, ONLINE_FILE, settings))

@@ -1,10 +1,10 @@
-"""Packed rows on a Redis server: a hash for each view, from Feast's entity key to times and row.
+"""Packed rows on a Redis server: a hash for each view, from Feast's entity key to row.
 
-To its users the same as :class:`~urlhealth.feast_stores.rows.PackedRows`. What compares before it writes is a script,
-which Redis runs whole: no writer comes between another one's look and its write.
+To its users the same as :class:`~urlhealth.feast_stores.lmdb_rows.LmdbRows`. What compares before it writes is a
+script, which Redis runs whole: no writer comes between another one's look and its write.
 
     {NAME}:layouts       hash: table → fingerprint of its schema
-    {NAME}:rows:TABLE    hash: entity key → event time, created time (int64, little-endian), packed row
+    {NAME}:rows:TABLE    hash: entity key → packed row
 
 The braces keep all keys of one store in the same slot of a Redis cluster, so that a rebuild can rename its tables.
 """
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, islice
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
 
@@ -31,11 +30,10 @@ _ROWS_A_SCRIPT: Final = 500
 #: Calls that are on their way at once.
 _SCRIPTS_A_PIPELINE: Final = 16
 _DEFAULT_NAME: Final = "urlhealth"
-_TIMES: Final = Struct("<qq")
 
 # Lua's numbers are doubles: microseconds are exact until the year 2255.
 
-#: KEYS: layouts, rows. ARGV: table, fingerprint, then key and times + row in turn. Whether it is the schema stored.
+#: KEYS: layouts, rows. ARGV: table, fingerprint, then key and row in turn. Whether it is the schema stored.
 _WRITE: Final = """
 local stored = redis.call('HGET', KEYS[1], ARGV[1])
 if not stored then
@@ -119,23 +117,19 @@ class RedisRows:
         self._layouts = f"{{{name}}}:layouts"
         self._rows = f"{{{name}}}:rows:"
 
-    def read(self, table: str, keys: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
-        """Event time (microseconds since 1970 UTC) and packed row of each key that is there.
+    def read(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The packed row of each key, in order; None where there is none.
 
         Raises:
             StoreUnavailable: the server cannot be read.
         """
         if not keys:
-            return {}
-        name, start = self._rows + table, _TIMES.size
+            return []
+        name = self._rows + table
         with self._errors("read"), self._client.pipeline(transaction=False) as pipeline:
             for first in range(0, len(keys), _KEYS_A_QUERY):
                 pipeline.hmget(name, list(keys[first : first + _KEYS_A_QUERY]))
-            values = [value for reply in pipeline.execute() for value in reply]
-        unpack = _TIMES.unpack_from
-        return {
-            key: (unpack(value)[0], value[start:]) for key, value in zip(keys, values, strict=True) if value is not None
-        }
+            return [row for reply in pipeline.execute() for row in reply]
 
     def count(self, table: str) -> int:
         """How many rows a table has; 0 if it is not there.
@@ -162,8 +156,8 @@ class RedisRows:
             for group in iter(lambda: list(islice(some_at_least, _SCRIPTS_A_PIPELINE)), []):
                 for batch in group:
                     arguments: list[Any] = [table, fingerprint]
-                    for key, event_us, created_us, row in batch:
-                        arguments += (key, _TIMES.pack(event_us, created_us) + row)
+                    for row in batch:
+                        arguments += row
                     self._write(keys=[self._layouts, self._rows + table], args=arguments, client=pipeline)
                 if not all(pipeline.execute()):
                     raise StoreUnavailable(other_schema(layout.view))

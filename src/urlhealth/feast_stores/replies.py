@@ -37,7 +37,7 @@ _WIRE: Final[dict[Kind, int]] = {
 }
 _VECTOR: Final = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name
 _RESULTS: Final = wire.tag(GetOnlineFeaturesResponse.RESULTS_FIELD_NUMBER, wire.BYTES)
-_PRESENT, _NOT_FOUND = FieldStatus.PRESENT, FieldStatus.NOT_FOUND
+_PRESENT, _NOT_FOUND, _EXPIRED = FieldStatus.PRESENT, FieldStatus.NOT_FOUND, FieldStatus.OUTSIDE_MAX_AGE
 
 
 def proto(field: PackedField, value: Any) -> Value:
@@ -55,19 +55,28 @@ def proto(field: PackedField, value: Any) -> Value:
     return made
 
 
-def results(layout: Layout, names: Sequence[str], rows: Sequence[tuple[int, bytes] | None]) -> bytes:
+def results(layout: Layout, names: Sequence[str], rows: Sequence[bytes | None], oldest_us: int) -> tuple[bytes, int]:
     """The field `results` of a `GetOnlineFeaturesResponse`, encoded: a vector for each named feature.
 
+    Also returns how many entities have values.
+
     Args:
-        rows: event time (microseconds since 1970 UTC) and packed row of each entity; None if there is none.
+        rows: the packed row of each entity; None if there is none.
+        oldest_us: event time, microseconds since 1970 UTC, before which a row has expired: its values are left out.
 
     Raises:
         StoreUnavailable: a row was written for another schema of the view.
     """
-    found = np.array([row is not None for row in rows], bool)
-    packed = [row[1] for row in rows if row is not None]
+    known = np.array([row is not None for row in rows], bool)
+    packed = [row for row in rows if row is not None]
     heads = layout.heads(packed)
-    after = _statuses(found) + _timestamps(found, np.array([row[0] if row else 0 for row in rows], np.int64))
+    event_us = np.zeros(len(rows), np.int64)
+    event_us[known] = heads["event_us"]
+    found = known & (event_us >= oldest_us)
+    if found.sum() < len(packed):
+        packed = [row for row, there in zip(rows, found.tolist(), strict=True) if row is not None and there]
+        heads = layout.heads(packed)
+    after = _statuses(known, found) + _timestamps(known, event_us)
     encoded: dict[str, bytes] = {}
     by_kind: dict[Kind, list[str]] = {}
     for name in names:
@@ -79,7 +88,7 @@ def results(layout: Layout, names: Sequence[str], rows: Sequence[tuple[int, byte
     for kind, alike in by_kind.items():
         encoded.update(_together(layout, kind, alike, heads, found))
     vectors = [encoded[name] + after for name in names]
-    return b"".join(_RESULTS + wire.varint(len(vector)) + vector for vector in vectors)
+    return b"".join(_RESULTS + wire.varint(len(vector)) + vector for vector in vectors), int(found.sum())
 
 
 def _together(
@@ -111,8 +120,9 @@ def _singly(layout: Layout, name: str, packed: Sequence[bytes], found: npt.NDArr
     return b"".join(tag + wire.varint(len(body)) + body for body in bodies)
 
 
-def _statuses(found: npt.NDArray[np.bool_]) -> bytes:
-    statuses = np.where(found, _PRESENT, _NOT_FOUND).astype(np.uint8).tobytes()  # each a varint of one byte
+def _statuses(known: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> bytes:
+    words = np.where(found, _PRESENT, np.where(known, _EXPIRED, _NOT_FOUND))
+    statuses = words.astype(np.uint8).tobytes()  # each a varint of one byte
     return wire.tag(_VECTOR["statuses"].number, wire.BYTES) + wire.varint(len(statuses)) + statuses
 
 

@@ -186,14 +186,13 @@ class FeatureStores:
             StoreUnavailable: the store cannot be read, or holds rows of another schema of the view.
         """
         states, ts_ms = view.initial(len(keys)), np.zeros(len(keys), np.int64)
-        blobs = string_keys(view.entity, keys)
-        found = self._online.read(self._table(view), blobs)
-        rows = [found.get(blob) for blob in blobs]
-        present = [i for i, row in enumerate(rows) if row is not None]
-        if present:
-            events, packed = zip(*(row for row in rows if row is not None), strict=True)
-            states[present] = _layout(view).heads(packed)["state"]
-            ts_ms[present] = np.asarray(events, np.int64) // 1000
+        rows = self._online.read(self._table(view), string_keys(view.entity, keys))
+        packed = [row for row in rows if row is not None]
+        if packed:
+            present = [row is not None for row in rows]
+            heads = _layout(view).heads(packed)
+            states[present] = heads["state"]
+            ts_ms[present] = heads["event_us"] // 1000
         return OnlineStates(states=states, ts_ms=ts_ms)
 
     def as_of(self, view: StateView, keys: Sequence[str], t_ms: npt.NDArray[np.int64]) -> OnlineStates:
@@ -429,8 +428,8 @@ def _packed(rows: StateRows, created_ms: int) -> list[Row]:
     event_us = rows.ts_ms * 1000
     newest = _newest(rows.keys, event_us)
     keys = string_keys(rows.view.entity, rows.keys[newest].tolist())
-    packed = _layout(rows.view).pack_states(rows.states[newest])
-    return list(zip(keys, event_us[newest].tolist(), [created_ms * 1000] * len(keys), packed, strict=True))
+    packed = _layout(rows.view).pack_states(rows.states[newest], event_us[newest], created_ms * 1000)
+    return list(zip(keys, packed, strict=True))
 
 
 @lru_cache
