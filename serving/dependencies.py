@@ -1,4 +1,4 @@
-"""What route functions ask for by type."""
+"""What route functions ask for by type. All are coroutines: FastAPI would send each plain function to a thread."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,27 +12,28 @@ from urlhealth.platform import Platform
 from urlhealth.vocabulary import LOCAL_OWNER
 
 
-def _platform(request: Request) -> Platform:
+async def _platform(request: Request) -> Platform:
     platform: Platform = request.app.state.platform
     return platform
 
 
-def _request_id(request: Request) -> str:
+async def _request_id(request: Request) -> str:
     request_id: str = request.state.request_id
     return request_id
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.scope[CALLER]
     return caller
 
 
-def _owner(request: Request) -> str:
-    return _caller(request).owner
+async def _owner(request: Request) -> str:
+    caller: Caller = request.scope[CALLER]
+    return caller.owner
 
 
-def _shown(request: Request) -> str:
-    caller = _caller(request)
+async def _shown(request: Request) -> str:
+    caller: Caller = request.scope[CALLER]
     return caller.owner if caller.may(Scope.READ) else LOCAL_OWNER
 
 

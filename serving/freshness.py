@@ -1,51 +1,56 @@
 """What a request for predictions says about how old the knowledge may be that they rest on."""
 
-from collections.abc import Sequence
+import math
 from dataclasses import replace
 from typing import Literal
 
 from urlhealth.errors import TooOld
-from urlhealth.vocabulary import Freshness, Prediction
+from urlhealth.vocabulary import Forecasts, Freshness
 
 OnStale = Literal["value", "null", "error"]
 
 
-def judged(predictions: Sequence[Prediction], *, max_age_s: float | None, on_stale: OnStale) -> list[Prediction]:
-    """The predictions; those from a probe older than `max_age_s` are `stale`, and treated as `on_stale` says.
+def judged(forecasts: Forecasts, *, max_age_s: float | None, on_stale: OnStale) -> Forecasts:
+    """The forecasts; those from a probe older than `max_age_s` are `stale`, and treated as `on_stale` says.
 
     Raises:
         TooOld: `on_stale` is `error` and some are not fresh; names the positions of their URLs.
     """
-    aged = _aged(predictions, max_age_s)
-    if on_stale == "null":
-        return [p if p.status is Freshness.FRESH else _without_probability(p) for p in aged]
-    if on_stale == "error":
-        of_each_url = aged[:: len({p.horizon for p in aged})]
-        problems = {i: _why(p) for i, p in enumerate(of_each_url) if p.status is not Freshness.FRESH}
-        if problems:
-            raise TooOld(problems)
-    return aged
+    if max_age_s is None and on_stale == "value":
+        return forecasts
+    status = _aged(forecasts, max_age_s)
+    old = [i for i, each in enumerate(status) if each is not Freshness.FRESH]
+    if old and on_stale == "error":
+        raise TooOld({i: _why(forecasts.age_s[i]) for i in old})
+    forecasts = replace(forecasts, status=status)
+    if not old or on_stale == "value":
+        return forecasts
+    probabilities = forecasts.probabilities.copy()
+    probabilities[old] = math.nan
+    reasons = {
+        horizon: [of_it if each is Freshness.FRESH else () for of_it, each in zip(found, status, strict=True)]
+        for horizon, found in forecasts.reasons.items()
+    }
+    return replace(forecasts, probabilities=probabilities, reasons=reasons)
 
 
-def not_fresh(predictions: Sequence[Prediction], *, max_age_s: float | None) -> list[str]:
+def not_fresh(forecasts: Forecasts, *, max_age_s: float | None) -> list[str]:
     """The URLs, each once, of which too little is known, or what is known is older than `max_age_s`."""
-    aged = _aged(predictions, max_age_s)
-    return list(dict.fromkeys(p.sent_url for p in aged if p.status is not Freshness.FRESH))
+    status = _aged(forecasts, max_age_s)
+    return list(
+        dict.fromkeys(url for url, each in zip(forecasts.sent_urls, status, strict=True) if each is not Freshness.FRESH)
+    )
 
 
-def _aged(predictions: Sequence[Prediction], max_age_s: float | None) -> list[Prediction]:
-    return [replace(p, status=Freshness.STALE) if _is_older(p, max_age_s) else p for p in predictions]
+def _aged(forecasts: Forecasts, max_age_s: float | None) -> list[Freshness]:
+    """Of each URL whether it is fresh, where what is older than `max_age_s` is stale."""
+    return [
+        Freshness.STALE if max_age_s is not None and age_s is not None and age_s > max_age_s else status
+        for status, age_s in zip(forecasts.status, forecasts.age_s, strict=True)
+    ]
 
 
-def _is_older(prediction: Prediction, max_age_s: float | None) -> bool:
-    return max_age_s is not None and prediction.age_s is not None and prediction.age_s > max_age_s
-
-
-def _without_probability(prediction: Prediction) -> Prediction:
-    return replace(prediction, probability=None, probability_at_end=None, reasons=())
-
-
-def _why(prediction: Prediction) -> str:
-    if prediction.age_s is None:
+def _why(age_s: float | None) -> str:
+    if age_s is None:
         return "was never probed"
-    return f"was last probed {prediction.age_s:.0f} s ago: probe it (POST /api/v1/tasks), or allow it to be older"
+    return f"was last probed {age_s:.0f} s ago: probe it (POST /api/v1/tasks), or allow it to be older"

@@ -64,19 +64,16 @@ def of_urls(
         InvalidUrls, InvalidRequest, NoModel.
     """
     _check_count(len(urls), MAX_URLS, "URLs")
-    predictions = platform.predictor.predict(urls, horizons=tuple(HORIZONS), model=model, owner=owner)
-    platform.log_predictions(request_id, predictions, owner=owner)
-    each = len(HORIZONS)
-    numbers = {}
-    for j, horizon in enumerate(HORIZONS):
-        numbers[f"onset_{horizon}"] = _floats([p.probability for p in predictions[j::each]])
-        numbers[f"failing_{horizon}"] = _floats([p.probability_at_end for p in predictions[j::each]])
-    first = predictions[::each]
+    forecasts = platform.predictor.predict(urls, horizons=tuple(HORIZONS), model=model, owner=owner)
+    platform.log_predictions(request_id, forecasts, owner=owner)
     return Answer(
-        model=first[0].model,
-        model_version=first[0].model_version,
-        numbers={name: numbers[name] for name in PROBABILITIES} | {"age_s": _floats([p.age_s for p in first])},
-        texts={"status": [p.status.value for p in first]},
+        model=forecasts.model,
+        model_version=forecasts.model_version,
+        numbers={
+            **dict(zip(PROBABILITIES, forecasts.probabilities.T, strict=True)),
+            "age_s": np.array(forecasts.age_s, dtype=np.float64),
+        },
+        texts={"status": [status.value for status in forecasts.status]},
     )
 
 
@@ -183,10 +180,6 @@ def _matrix(rows: Sequence[Sequence[Any]]) -> Matrix:
             return np.array(rows, dtype=np.float32)
     except OverflowError:
         raise InvalidRequest("a feature is too large for 32 bits") from None
-
-
-def _floats(values: Sequence[float | None]) -> npt.NDArray[np.float64]:
-    return np.array(values, dtype=np.float64)
 
 
 def _check_count(count: int, most: int, what: str) -> None:

@@ -1,9 +1,11 @@
 """Forecasts by URL, and of everything by risk."""
 
+from asyncio import wrap_future
 from functools import partial
 from typing import Annotated, Literal
 
 import orjson
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Response
 
 from serving.dependencies import Cursor, Limit, Owner, PlatformDep, RequestId
@@ -11,13 +13,13 @@ from serving.freshness import judged, not_fresh
 from serving.openapi import problems
 from serving.schemas import CurrentItem, Listing, Predictions, PredictionsRequest
 from serving.schemas.common import Horizon
-from serving.schemas.predictions import predictions_item
+from serving.schemas.predictions import predictions_items
 
 router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
 
 
 @router.post("", summary="Predict failures", response_model=Predictions, responses=problems(404, 409, 413, 422, 503))
-def predict(
+async def predict(
     body: PredictionsRequest,
     platform: PlatformDep,
     owner: Owner,
@@ -28,23 +30,22 @@ def predict(
     ] = None,
 ) -> Response:
     """How likely each URL is to fail within each horizon. A URL never seen has status `missing`, and no probability."""
-    scorer = None if model is None else platform.versions.named(model)
     ask = partial(
-        platform.predictor.predict,
+        platform.predictor.ask,
         body.urls,
         horizons=body.horizons,
         explain=body.explain,
-        model=scorer,
+        model=None if model is None else await run_sync(platform.versions.named, model),
         owner=owner,
     )
-    predictions = ask()
-    if body.probe == "if_stale" and (urls := not_fresh(predictions, max_age_s=body.max_age_s)):
-        platform.probe_now(urls, wait_s=body.probe_wait_s, owner=owner)
-        predictions = ask()
-    predictions = judged(predictions, max_age_s=body.max_age_s, on_stale=body.on_stale)
-    platform.log_predictions(request_id, predictions, owner=owner)
+    forecasts = await wrap_future(ask())
+    if body.probe == "if_stale" and (urls := not_fresh(forecasts, max_age_s=body.max_age_s)):
+        await run_sync(partial(platform.probe_now, urls, wait_s=body.probe_wait_s, owner=owner))
+        forecasts = await wrap_future(ask())
+    forecasts = judged(forecasts, max_age_s=body.max_age_s, on_stale=body.on_stale)
+    platform.log_predictions(request_id, forecasts, owner=owner)
     with platform.predictor.stages.timed("encode"):
-        reply = {"request_id": request_id, "items": list(map(predictions_item, predictions))}
+        reply = {"request_id": request_id, "items": predictions_items(forecasts)}
         return Response(orjson.dumps(reply), media_type="application/json")
 
 

@@ -90,7 +90,7 @@ def _forecasts(platform: Platform, url: str, name: str | None, owner: str) -> tu
     if name is not None:
         return [], "a named target's forecast is in the list by risk"
     try:
-        return platform.predictor.predict([url], horizons=tuple(HORIZONS), explain=True, owner=owner), None
+        return list(platform.predictor.predict([url], horizons=tuple(HORIZONS), explain=True, owner=owner)), None
     except UrlHealthError as error:
         return [], str(error)
 

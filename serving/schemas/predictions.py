@@ -1,5 +1,6 @@
 """Features and predictions by URL."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator
@@ -107,33 +108,58 @@ class PredictionsItem(Known):
     @classmethod
     def of(cls, prediction: words.Prediction) -> Self:
         """The prediction as a reply."""
-        return cls(**predictions_item(prediction))
+        return cls(
+            url=prediction.sent_url,
+            target=prediction.target,
+            status=prediction.status,
+            age_s=prediction.age_s,
+            observed_at=rfc3339_or_none(prediction.observed_ms),
+            horizon=prediction.horizon,
+            probability=prediction.probability,
+            probability_at_end=prediction.probability_at_end,
+            health=prediction.health,
+            model=prediction.model,
+            model_version=prediction.model_version,
+            reasons=[Reason(**reason) for reason in _reasons(prediction.reasons)],
+        )
 
 
-def predictions_item(prediction: words.Prediction) -> dict[str, Any]:
-    """The fields of a :class:`PredictionsItem`. A thousand of them are quicker written as they are than as models."""
-    return {
-        "url": prediction.sent_url,
-        "target": prediction.target,
-        "status": prediction.status.value,
-        "age_s": prediction.age_s,
-        "observed_at": rfc3339_or_none(prediction.observed_ms),
-        "horizon": prediction.horizon,
-        "probability": prediction.probability,
-        "probability_at_end": prediction.probability_at_end,
-        "health": prediction.health.value,
-        "model": prediction.model,
-        "model_version": prediction.model_version,
-        "reasons": [
-            {
-                "feature": reason.feature,
-                "value": reason.value if reason.value == reason.value else None,
-                "contribution": reason.contribution,
-                "text": reason.text,
-            }
-            for reason in prediction.reasons
-        ],
-    }
+def predictions_items(forecasts: words.Forecasts) -> list[dict[str, Any]]:
+    """The fields of a :class:`PredictionsItem` for each URL and horizon.
+
+    Hundreds of them are quicker written as they are than as models.
+    """
+    observed_at = [*map(rfc3339_or_none, forecasts.observed_ms)]
+    each, model, version, reasons = len(forecasts.horizons), forecasts.model, forecasts.model_version, forecasts.reasons
+    return [
+        {
+            "url": url,
+            "target": target,
+            "status": status,
+            "age_s": age_s,
+            "observed_at": observed_at[i // each],
+            "horizon": horizon,
+            "probability": probability,
+            "probability_at_end": at_end,
+            "health": health,
+            "model": model,
+            "model_version": version,
+            "reasons": _reasons(reasons[horizon][i // each]) if reasons else (),
+        }
+        for i, (url, target, horizon, probability, at_end, status, health, age_s, *_) in enumerate(forecasts.rows())
+    ]
+
+
+def _reasons(reasons: Sequence[words.Reason]) -> list[dict[str, Any]]:
+    return [
+        {
+            "feature": reason.feature,
+            "value": reason.value if reason.value == reason.value else None,
+            "contribution": reason.contribution,
+            "text": reason.text,
+        }
+        for reason in reasons
+    ]
 
 
 class Predictions(BaseModel):

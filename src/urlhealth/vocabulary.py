@@ -6,12 +6,28 @@ seconds end in ``_s``, in hours in ``_h``.
 """
 
 import time
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Annotated, Final, Generic, Literal, Protocol, TypeVar, dataclass_transform
+from itertools import chain, repeat
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    dataclass_transform,
+    overload,
+)
 
 from annotated_types import Interval, Len, MaxLen
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 #: Whose data it is, until there are accounts.
 LOCAL_OWNER: Final = "local"
@@ -473,6 +489,66 @@ class Prediction:
     model_version: str
     #: Most moving first; empty unless asked for.
     reasons: tuple[Reason, ...] = ()
+
+
+_OF_A_ROW: Final = tuple(item.name for item in fields(Prediction) if item.name != "reasons")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Forecasts(Sequence[Prediction]):
+    """What one model said of n URLs at one instant: by column, for objects of a class cost more than the model does.
+
+    As a sequence it holds a `Prediction` for each URL and horizon, URLs outermost.
+    """
+
+    sent_urls: Sequence[str]
+    #: Keys of the targets.
+    targets: Sequence[str]
+    horizons: Sequence[str]
+    status: Sequence[Freshness]
+    health: Sequence[Health]
+    age_s: Sequence[float | None]
+    observed_ms: Sequence[int | None]
+    #: float64 (n, len(PROBABILITIES)); NaN where nothing is known.
+    probabilities: "npt.NDArray[np.float64]"
+    model: str
+    model_version: str
+    #: By horizon, those of each URL; empty unless asked for.
+    reasons: Mapping[str, Sequence[tuple[Reason, ...]]] = field(default_factory=dict)
+
+    def of(self, horizon: str) -> tuple[list[float | None], list[float | None]]:
+        """Of each URL, the probability of failing within the horizon, and that of failing at its end."""
+        onset, failing = (
+            [None if p != p else p for p in self.probabilities[:, PROBABILITIES.index(f"{kind}_{horizon}")].tolist()]
+            for kind in ("onset", "failing")
+        )
+        return onset, failing
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The fields of each prediction except its reasons, in the order of `Prediction`."""
+        known = self.status, self.health, self.age_s, self.observed_ms, repeat(self.model), repeat(self.model_version)
+        by_horizon = [
+            zip(self.sent_urls, self.targets, repeat(horizon), *self.of(horizon), *known, strict=False)
+            for horizon in self.horizons
+        ]
+        return chain.from_iterable(zip(*by_horizon, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.sent_urls) * len(self.horizons)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Prediction]: ...
+    def __getitem__(self, index: int | slice) -> Prediction | list[Prediction]:
+        return list(self)[index]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        reasons = self.reasons
+        for i, row in enumerate(self.rows()):
+            of_url, horizon = i // len(self.horizons), row[2]
+            of_it = reasons[horizon][of_url] if reasons else ()
+            yield Prediction(**dict(zip(_OF_A_ROW, row, strict=True)), reasons=of_it)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -65,7 +65,7 @@ def test_all_are_listed_by_risk_as_a_request_would_predict_them(platform: Platfo
     for horizon in ("1h", "6h", "24h"):
         kept = {item.prediction.target: item.prediction for item in listed(platform, horizon=horizon)}
         assert list(kept.values()) == sorted(kept.values(), key=lambda p: -(p.probability or 0))
-        assert list(map(kept.get, URLS)) == platform.predictor.predict(URLS, horizons=[horizon], explain=True)
+        assert list(map(kept.get, URLS)) == list(platform.predictor.predict(URLS, horizons=[horizon], explain=True))
     first = platform.current.riskiest(horizon="1h", limit=1)
     with pytest.raises(InvalidCursor):
         platform.current.riskiest(horizon="24h", limit=1, cursor=first.next_cursor)

@@ -1,8 +1,10 @@
 """Pure parts of serving: the error table, the words of the small crawler, times."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from serving.freshness import judged
 from serving.routes.submit import errors_of
 from serving.schemas import rfc3339
 from urlhealth import errors
-from urlhealth.vocabulary import Freshness, Health, Outcome, Prediction, ProbeResult
+from urlhealth.vocabulary import Forecasts, Freshness, Health, Outcome, ProbeResult
 
 
 def _subclasses(cls: type) -> set[type]:
@@ -64,25 +66,38 @@ def test_every_outcome_has_a_word(outcome: Outcome) -> None:
     errors_of(ProbeResult(target="https://a.example/", ts_ms=0, outcome=outcome))
 
 
-def prediction(age_s: float | None, url: str = "https://a.example", horizon: str = "24h") -> Prediction:
-    return Prediction(
-        sent_url=url,
-        target=f"{url}/",
-        horizon=horizon,
-        probability=None if age_s is None else 0.5,
-        probability_at_end=None if age_s is None else 0.25,
-        status=Freshness.MISSING if age_s is None else Freshness.FRESH,
-        health=Health.UNKNOWN,
-        age_s=age_s,
-        observed_ms=None,
+def forecasts(*ages_s: float | None, horizons: Sequence[str] = ("24h",)) -> Forecasts:
+    unknown = np.array([age_s is None for age_s in ages_s])
+    return Forecasts(
+        sent_urls=[f"https://{i}.example" for i in range(len(ages_s))],
+        targets=[f"https://{i}.example/" for i in range(len(ages_s))],
+        horizons=horizons,
+        status=[Freshness.MISSING if age_s is None else Freshness.FRESH for age_s in ages_s],
+        health=[Health.UNKNOWN] * len(ages_s),
+        age_s=ages_s,
+        observed_ms=[None] * len(ages_s),
+        probabilities=np.where(unknown[:, None], np.nan, [0.5, 0.5, 0.5, 0.25, 0.25, 0.25]),
         model="url-health",
         model_version="1",
     )
 
 
+def test_forecasts_are_predictions_urls_outermost() -> None:
+    both = forecasts(7.0, None, horizons=("6h", "24h"))
+    assert len(both) == len(list(both)) == 4
+    assert [(p.sent_url[8], p.horizon, p.probability, p.probability_at_end, p.age_s) for p in both] == [
+        ("0", "6h", 0.5, 0.25, 7.0),
+        ("0", "24h", 0.5, 0.25, 7.0),
+        ("1", "6h", None, None, None),
+        ("1", "24h", None, None, None),
+    ]
+    assert both[-1] == both[2:][1]
+    assert both[0].model_version == "1"
+
+
 def test_what_is_older_than_allowed_is_stale() -> None:
-    sent = [prediction(age_s) for age_s in (59.0, 61.0, None)]
-    assert judged(sent, max_age_s=None, on_stale="value") == sent
+    sent = forecasts(59.0, 61.0, None)
+    assert judged(sent, max_age_s=None, on_stale="value") is sent
     statuses = [Freshness.FRESH, Freshness.STALE, Freshness.MISSING]
     valued = judged(sent, max_age_s=60, on_stale="value")
     assert [(p.status, p.probability) for p in valued] == list(zip(statuses, (0.5, 0.5, None), strict=True))
@@ -92,14 +107,15 @@ def test_what_is_older_than_allowed_is_stale() -> None:
         (Freshness.STALE, None, None),
         (Freshness.MISSING, None, None),
     ]
+    assert [p.probability for p in sent] == [0.5, 0.5, None]
 
 
 def test_old_urls_are_named_by_their_position() -> None:
-    sent = [prediction(age_s, horizon=horizon) for age_s in (1.0, 61.0, None) for horizon in ("1h", "24h")]
     with pytest.raises(errors.TooOld) as caught:
-        judged(sent, max_age_s=60, on_stale="error")
+        judged(forecasts(1.0, 61.0, None, horizons=("1h", "24h")), max_age_s=60, on_stale="error")
     assert list(caught.value.problems) == [1, 2]
-    assert judged(sent[:2], max_age_s=60, on_stale="error") == sent[:2]
+    fresh = forecasts(1.0)
+    assert list(judged(fresh, max_age_s=60, on_stale="error")) == list(fresh)
 
 
 @given(st.integers(min_value=0, max_value=253_402_300_799_999))

@@ -154,6 +154,17 @@ class History(Records):
         """Those of the targets that are known, by key."""
         return {row.key: target_of(row) for row in self._rows_of(keys, owner)}
 
+    def groups_of(self, urls: Sequence[str], *, owner: str = LOCAL_OWNER) -> dict[str, str]:
+        """The groups of those normalised URLs that the owner has a target of (with its default options)."""
+        found: dict[str, str] = {}
+        with self._engine.connect() as connection:
+            for some in chunks(urls, LOOKUP_CHUNK):
+                # By hand: every prediction comes here, and to put such a list into a statement takes SQLAlchemy longer
+                # than the database needs to answer.
+                marks = ",".join(["?"] * len(some))
+                found.update(map(tuple, select(connection, f"{_GROUPS_BY_KEY} IN ({marks})", (owner, *some))))
+        return found
+
     def simulated_targets(self, keys: Sequence[str], *, owner: str = LOCAL_OWNER) -> set[str]:
         """Keys of those targets of whose history a part was simulated."""
         return {row.key for row in self._rows_of(keys, owner) if row.simulated}
@@ -178,13 +189,12 @@ class History(Records):
         rows: list[Any] = []
         with self._engine.connect() as connection:
             for some in chunks(keys, LOOKUP_CHUNK):
-                # By hand: every prediction comes here, and to put such a list into a statement takes SQLAlchemy longer
-                # than the database needs to answer.
                 marks = ", ".join(["?"] * len(some))
                 rows += select(connection, f"{_TARGETS_BY_KEY} IN ({marks})", (owner, *some))
         return rows
 
 
+_GROUPS_BY_KEY: Final = f"{sa.select(targets.c.key, targets.c.group)} WHERE owner = ? AND key"
 _TARGETS_BY_KEY: Final = f"{sa.select(*TARGET_COLUMNS, targets.c.simulated)} WHERE owner = ? AND key"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import fields
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from urlhealth.crawl.bulk import Bulk
 from urlhealth.crawl.database import run, writing
@@ -18,9 +18,9 @@ from urlhealth.crawl.schedule import Schedule
 from urlhealth.crawl.schema import predictions as prediction_log
 from urlhealth.crawl.tasks import TaskStore
 from urlhealth.crawl.work import WorkStore
-from urlhealth.vocabulary import Prediction, Served
+from urlhealth.vocabulary import Forecasts, Prediction, Served
 
-#: What of a prediction is logged under the same name.
+#: What of a prediction is logged under the same name: all but its reasons.
 _LOGGED: Final = tuple(f.name for f in fields(Prediction) if f.name in prediction_log.c)
 # Enumerations by value: a driver may take the name otherwise.
 _logged: Final = attrgetter(*(f"{name}.value" if name in ("status", "health") else name for name in _LOGGED))
@@ -39,11 +39,12 @@ class CrawlStore(
 
     def log_predictions(self, served: Iterable[Served]) -> None:
         """Log what requests were answered with, in one transaction."""
-        rows = [
-            (answer.owner, answer.request_id, answer.ts_ms, *_logged(prediction))
-            for answer in served
-            for prediction in answer.predictions
-        ]
+        rows = [(answer.owner, answer.request_id, answer.ts_ms, *said) for answer in served for said in _said(answer)]
         if rows:
             with writing(self._engine) as connection:
                 run(connection, _INSERT, rows)
+
+
+def _said(answer: Served) -> Iterable[tuple[Any, ...]]:
+    predictions = answer.predictions
+    return predictions.rows() if isinstance(predictions, Forecasts) else map(_logged, predictions)

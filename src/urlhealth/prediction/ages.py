@@ -1,10 +1,10 @@
 """How old the states were that requests read."""
 
 import threading
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
-
-import numpy as np
 
 from urlhealth.vocabulary import Freshness
 
@@ -22,15 +22,18 @@ class Ages:
         self.sum_s = 0.0
         self.reads = dict.fromkeys(Freshness, 0)
 
-    def add(self, statuses: Sequence[Freshness], ages_s: Sequence[float]) -> None:
-        """Count the states of one request.
+    def add(self, statuses: Sequence[Freshness], ages_s: Sequence[float | None]) -> None:
+        """Count states that were read.
 
         Args:
-            ages_s: of those that are not missing: seconds since their newest probe.
+            ages_s: seconds since the newest probe of each; None if it is missing.
         """
-        counts = np.bincount(np.searchsorted(AGES_S, ages_s), minlength=len(self.counts)).tolist()
+        ages = [age_s for age_s in ages_s if age_s is not None]
+        counts = Counter(bisect_left(AGES_S, age_s) for age_s in ages)
+        reads = Counter(statuses)
         with self._lock:
-            self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-            self.sum_s += float(sum(ages_s))
-            for status in statuses:
-                self.reads[status] += 1
+            self.sum_s += sum(ages)
+            for place, count in counts.items():
+                self.counts[place] += count
+            for status, count in reads.items():
+                self.reads[status] += count

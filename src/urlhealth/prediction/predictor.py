@@ -1,8 +1,10 @@
 """URLs in, features and forecasts out: state from the online store, vectors at now, one call of the champion."""
 
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +16,18 @@ from urlhealth.features import vector
 from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, URL_STATE, VECTOR, describe
 from urlhealth.features.columns import States, names
 from urlhealth.prediction.ages import Ages
+from urlhealth.prediction.batching import Batcher
 from urlhealth.prediction.champion import Champion, ChampionWatch
 from urlhealth.prediction.stages import Stages
 from urlhealth.probing.urls import parse_targets
 from urlhealth.vocabulary import (
     HORIZONS,
     LOCAL_OWNER,
-    PROBABILITIES,
     Clock,
     FeatureVector,
+    Forecasts,
     Freshness,
     Health,
-    Prediction,
     Reason,
     Target,
 )
@@ -36,40 +38,43 @@ REASONS = 3
 #: In place of a target that is none of the caller's: nothing is known of it.
 _NOBODYS = Target(url="http://nobody.invalid/", host="nobody.invalid", group="nobody.invalid")
 
-_HEALTH = {1: Health.DOWN, 0: Health.UP}
+#: URLs that are looked up together at most, if they come in several requests.
+_TOGETHER: Final = 256
+_STATUS: Final = (Freshness.FRESH, Freshness.STALE, Freshness.MISSING)
+#: By what a state holds as `failing`.
+_HEALTH: Final = {1: Health.DOWN, 0: Health.UP, -1: Health.UNKNOWN}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Known:
     """What the online store knows of n targets at one instant."""
 
-    targets: Sequence[Target]
-    now_ms: int
-    url_states: States
     #: float32 (n, len(VECTOR))
     vectors: npt.NDArray[np.float32]
-    freshness: list[Freshness]
+    #: bool (n,): those of which nothing is known.
+    missing: npt.NDArray[np.bool_]
+    status: list[Freshness]
+    #: What the newest verdict said, and when its probe began (ms since 1970 UTC), and its age in seconds.
+    health: list[Health]
+    observed_ms: list[int | None]
+    age_s: list[float | None]
 
-    def observed(self) -> list[tuple[Freshness, Health, int | None, float | None]]:
-        """Of each target: status, health, instant (ms since 1970 UTC) and age (s) of the newest probe."""
-        rows = zip(
-            self.freshness, self.url_states["failing"].tolist(), self.url_states["probed_ms"].tolist(), strict=True
-        )
-        return [
-            (status, Health.UNKNOWN, None, None)
-            if status is Freshness.MISSING
-            else (
-                status,
-                _HEALTH.get(failing, Health.UNKNOWN) if status is Freshness.FRESH else Health.UNKNOWN,
-                probed_ms,
-                (self.now_ms - probed_ms) / 1000,
-            )
-            for status, failing, probed_ms in rows
-        ]
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class _Question:
+    urls: Sequence[str]
+    targets: Sequence[Target]
+    horizons: Sequence[str]
+    explain: bool
+    model: Champion
+    owner: str
 
 
 class Predictor:
-    """Answers for URLs as they were sent, in their order. Many threads may use one."""
+    """Answers for URLs as they were sent, in their order. Many threads may use one.
+
+    One thread answers all requests: they would only wait for each other.
+    """
 
     def __init__(
         self,
@@ -85,8 +90,7 @@ class Predictor:
         self._champion = champion
         self._clock = clock
         self._known_for_s = known_for_s
-        #: Requests take turns. Together they would take as long, and each would wait for the last.
-        self._turn = threading.Lock()
+        self._batcher: Batcher[_Question, Forecasts] = Batcher(self._answers, fits=_alike)
         #: How long the stages of requests took.
         self.stages = Stages()
         #: How old the states were that requests read.
@@ -98,8 +102,9 @@ class Predictor:
         Raises:
             InvalidUrls: naming the positions.
         """
-        targets, own = self._stored(parse_targets(urls), owner)
-        known = self._known(targets, own, self.stages)
+        targets = parse_targets(urls)
+        known = self._known(self._shown(targets, owner), self.stages)
+        self.ages.add(known.status, known.age_s)
         feature_names = names(VECTOR)
         return [
             FeatureVector(
@@ -110,8 +115,8 @@ class Predictor:
                 observed_ms=observed_ms,
                 values=None if observed_ms is None else dict(zip(feature_names, values, strict=True)),
             )
-            for url, target, (status, _, observed_ms, age_s), values in zip(
-                urls, known.targets, known.observed(), known.vectors.tolist(), strict=True
+            for url, target, status, observed_ms, age_s, values in zip(
+                urls, targets, known.status, known.observed_ms, known.age_s, known.vectors.tolist(), strict=True
             )
         ]
 
@@ -123,80 +128,95 @@ class Predictor:
         explain: bool = False,
         model: Champion | None = None,
         owner: str = LOCAL_OWNER,
-    ) -> list[Prediction]:
-        """The forecast for each URL and horizon, URLs outermost, by the champion or another model; nothing is known of
-        URLs that the owner has no target of.
+    ) -> Forecasts:
+        """The forecast for each URL and horizon, by the champion or another model; nothing is known of URLs that the
+        owner has no target of.
 
         Raises:
             InvalidUrls: naming the positions.
             InvalidRequest: an unknown horizon.
             NoModel: see :meth:`champion`.
         """
+        return self.ask(urls, horizons=horizons, explain=explain, model=model, owner=owner).result()
+
+    def ask(
+        self,
+        urls: Sequence[str],
+        *,
+        horizons: Sequence[str],
+        explain: bool = False,
+        model: Champion | None = None,
+        owner: str = LOCAL_OWNER,
+    ) -> "Future[Forecasts]":
+        """:meth:`predict` for those who do not wait in their thread; of its errors, these three are raised at once."""
         unknown = [horizon for horizon in horizons if horizon not in HORIZONS]
         if unknown:
             raise InvalidRequest(f"unknown horizon {unknown[0]!r}: choose among {', '.join(HORIZONS)}")
         model = model or self.champion()
         with self.stages.timed("parse"):
-            parsed = parse_targets(urls)
-        with self._turn:
-            targets, own = self._stored(parsed, owner)
-            return self._predict(urls, targets, horizons, model, explain=explain, own=own, stages=self.stages)
+            targets = parse_targets(urls)
+        question = _Question(urls=urls, targets=targets, horizons=horizons, explain=explain, model=model, owner=owner)
+        return self._batcher.ask(question)
 
     def predict_targets(
         self, targets: Sequence[Target], *, horizons: Sequence[str], model: Champion, explain: bool = False
-    ) -> list[Prediction]:
+    ) -> Forecasts:
         """The same for targets as they are stored."""
-        return self._predict([target.url for target in targets], targets, horizons, model, explain=explain, own=None)
+        stages = Stages()  # of what is no request, nobody asks
+        known = self._known(targets, stages)
+        probabilities = self._probabilities(known, model, stages)
+        urls = [target.url for target in targets]
+        question = _Question(urls=urls, targets=targets, horizons=horizons, explain=explain, model=model, owner="")
+        return self._forecasts(question, known, probabilities, start=0)
 
     def champion(self) -> Champion:
         """The model that serves now; raises as :meth:`ChampionWatch.serving` does."""
         return self._champion.serving()
 
-    def _predict(
-        self,
-        sent_urls: Sequence[str],
-        targets: Sequence[Target],
-        horizons: Sequence[str],
-        model: Champion,
-        *,
-        explain: bool,
-        own: Sequence[bool] | None,
-        stages: Stages | None = None,
-    ) -> list[Prediction]:
-        if not targets:
-            return []
-        known = self._known(targets, own, stages)
-        stages = stages or Stages()  # of what is no request, nobody asks
+    def _answers(self, questions: Sequence[_Question]) -> list[Forecasts]:
+        """The forecasts for all of these, whose model and owner are the same: state, vectors and model once."""
+        model, owner = questions[0].model, questions[0].owner
+        targets = [target for question in questions for target in question.targets]
+        known = self._known(self._shown(targets, owner), self.stages)
+        self.ages.add(known.status, known.age_s)
+        probabilities = self._probabilities(known, model, self.stages)
+        starts = accumulate((len(question.targets) for question in questions), initial=0)
+        return [
+            self._forecasts(question, known, probabilities, start=start)
+            for question, start in zip(questions, starts, strict=False)
+        ]
+
+    @staticmethod
+    def _probabilities(known: _Known, model: Champion, stages: Stages) -> npt.NDArray[np.float64]:
         with stages.timed("model"):
             probabilities = model.forecaster.predict_proba(known.vectors)
-        by_horizon = []
-        for horizon in horizons:
-            onset, at_end = (PROBABILITIES.index(f"{kind}_{horizon}") for kind in ("onset", "failing"))
-            by_horizon.append((horizon, probabilities[:, onset].tolist(), probabilities[:, at_end].tolist()))
-        reasons = {horizon: self._reasons(model, known.vectors, horizon) for horizon in horizons} if explain else {}
-        predictions = []
-        for i, (sent_url, target, (status, health, observed_ms, age_s)) in enumerate(
-            zip(sent_urls, targets, known.observed(), strict=True)
-        ):
-            missing, key = observed_ms is None, target.key
-            for horizon, onset_values, at_end_values in by_horizon:
-                predictions.append(
-                    Prediction(
-                        sent_url=sent_url,
-                        target=key,
-                        horizon=horizon,
-                        probability=None if missing else onset_values[i],
-                        probability_at_end=None if missing else at_end_values[i],
-                        status=status,
-                        health=health,
-                        age_s=age_s,
-                        observed_ms=observed_ms,
-                        model=model.name,
-                        model_version=model.version,
-                        reasons=() if missing or not explain else reasons[horizon][i],
-                    )
-                )
-        return predictions
+        probabilities[known.missing] = np.nan
+        return probabilities
+
+    def _forecasts(
+        self, question: _Question, known: _Known, probabilities: npt.NDArray[np.float64], *, start: int
+    ) -> Forecasts:
+        """The forecasts for the question whose targets begin at `start`."""
+        part = slice(start, start + len(question.targets))
+        reasons = {}
+        if question.explain:
+            vectors, missing = known.vectors[part], known.missing[part].tolist()
+            for horizon in question.horizons:
+                found = self._reasons(question.model, vectors, horizon)
+                reasons[horizon] = [() if nothing else of_it for nothing, of_it in zip(missing, found, strict=True)]
+        return Forecasts(
+            sent_urls=question.urls,
+            targets=[target.key for target in question.targets],
+            horizons=question.horizons,
+            status=known.status[part],
+            health=known.health[part],
+            age_s=known.age_s[part],
+            observed_ms=known.observed_ms[part],
+            probabilities=probabilities[part],
+            model=question.model.name,
+            model_version=question.model.version,
+            reasons=reasons,
+        )
 
     @staticmethod
     def _reasons(model: Champion, vectors: npt.NDArray[np.float32], horizon: str) -> list[tuple[Reason, ...]]:
@@ -216,32 +236,52 @@ class Predictor:
             for i in range(len(vectors))
         ]
 
-    def _stored(self, targets: Sequence[Target], owner: str) -> tuple[list[Target], list[bool]]:
-        """The targets with the groups that monitors or histories gave them (a parsed one only knows the domain), and
-        which of them are the owner's.
+    def _shown(self, targets: Sequence[Target], owner: str) -> list[Target]:
+        """What the owner may know of: their targets, with the groups that monitors or histories gave them (a parsed one
+        only knows the domain). Features are of the URL, whoever had it probed: those of others' are not looked at.
         """
-        stored = self._crawl.find_targets([target.key for target in targets], owner=owner)
-        return [stored.get(t.key, t) for t in targets], [t.key in stored for t in targets]
+        groups = self._crawl.groups_of([target.url for target in targets], owner=owner)
+        shown = []
+        for target in targets:
+            group = groups.get(target.url)
+            if group is None:
+                target = _NOBODYS
+            elif group != target.group:
+                target = replace(target, group=group)
+            shown.append(target)
+        return shown
 
-    def _known(self, targets: Sequence[Target], own: Sequence[bool] | None, request: Stages | None) -> _Known:
-        now_ms, stages = self._clock(), request or Stages()
-        # Features are of the URL, whoever had it probed: those of others' targets are not looked at.
-        shown = targets if own is None else [t if mine else _NOBODYS for t, mine in zip(targets, own, strict=True)]
+    def _known(self, targets: Sequence[Target], stages: Stages) -> _Known:
+        """What is known of targets, now."""
+        now_ms = self._clock()
         with stages.timed("state"):
-            urls = self._features.read(URL_STATE, [t.key for t in shown])
+            urls = self._features.read(URL_STATE, [t.key for t in targets])
             states: Mapping[str, States] = {
                 URL_STATE.name: urls.states,
-                HOST_STATE.name: self._features.read(HOST_STATE, [t.host for t in shown]).states,
-                GROUP_STATE.name: self._features.read(GROUP_STATE, [t.group for t in shown]).states,
+                HOST_STATE.name: self._features.read(HOST_STATE, [t.host for t in targets]).states,
+                GROUP_STATE.name: self._features.read(GROUP_STATE, [t.group for t in targets]).states,
             }
         with stages.timed("vector"):
             vectors = vector.at(states, np.full(len(targets), now_ms, dtype=np.int64), known_for_s=self._known_for_s)
-        age_s = (now_ms - urls.states["known_ms"]) / 1000
-        freshness = [
-            Freshness.MISSING if ts_ms == 0 else Freshness.STALE if age > self._known_for_s else Freshness.FRESH
-            for ts_ms, age in zip(urls.ts_ms.tolist(), age_s.tolist(), strict=True)
-        ]
-        known = _Known(targets=targets, now_ms=now_ms, url_states=urls.states, vectors=vectors, freshness=freshness)
-        if request is not None:
-            self.ages.add(freshness, [age_s for _, _, _, age_s in known.observed() if age_s is not None])
-        return known
+        missing = urls.ts_ms == 0
+        stale = now_ms - urls.states["known_ms"] > self._known_for_s * 1000
+        # Health is that of the newest verdict; of one that is too old it is unknown.
+        failing = np.where(missing | stale, -1, urls.states["failing"])
+        observed_ms = urls.states["probed_ms"]
+        age_s = ((now_ms - observed_ms) / 1000).tolist()
+        nothing = missing.tolist()
+        return _Known(
+            vectors=vectors,
+            missing=missing,
+            status=[_STATUS[code] for code in np.where(missing, 2, stale).tolist()],
+            health=[_HEALTH[code] for code in failing.tolist()],
+            observed_ms=[None if no else ms for no, ms in zip(nothing, observed_ms.tolist(), strict=True)],
+            age_s=[None if no else age for no, age in zip(nothing, age_s, strict=True)],
+        )
+
+
+def _alike(questions: Sequence[_Question], other: _Question) -> bool:
+    """Whether a question can be answered together with these: for the same model and owner, and not too many URLs."""
+    first = questions[0]
+    count = sum(len(question.urls) for question in questions) + len(other.urls)
+    return first.model is other.model and first.owner == other.owner and count <= _TOGETHER
