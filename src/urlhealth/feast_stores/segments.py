@@ -133,8 +133,6 @@ def in_force(names: Iterable[str]) -> list[str]:
 
 
 def _stage(folder: Path, segment: str | None, parts: Iterable[tuple[Path, Any]]) -> Staged:
-    import pyarrow.parquet as pq
-
     files: dict[Path, Path] = {}
     staged = Staged(folder=folder, segment=segment, files=files)
     try:
@@ -143,7 +141,7 @@ def _stage(folder: Path, segment: str | None, parts: Iterable[tuple[Path, Any]])
             for final, part in parts:
                 hidden = folder / _STAGING / uuid.uuid4().hex
                 files[hidden] = final
-                pq.write_table(part, hidden, compression="zstd")
+                write_parquet(part, hidden)
                 _flush(hidden)
     except BaseException:
         staged.discard()
@@ -204,9 +202,19 @@ def _writing(segment: str, folder: Path) -> Iterator[None]:
 
 def write_atomically(table: Any, path: Path) -> Path:
     """Write a `pyarrow.Table` to one Parquet file, wholly or not at all; returns `path`."""
+    return replace_file(path, lambda temporary: write_parquet(table, temporary))
+
+
+def write_parquet(table: Any, path: Path) -> None:
+    """Write a `pyarrow.Table` to a Parquet file, with dictionaries for strings alone.
+
+    Those of numbers take twice as long, and make states no smaller.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return replace_file(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+    strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    pq.write_table(table, path, compression="zstd", use_dictionary=strings)
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -258,7 +266,7 @@ def erase(folder: Path, entity: Mapping[str, str], *, timestamp_column: str, unt
             left = table.filter(pc.invert(rows))
 
             def write(temporary: Path, left: Any = left, modified_ns: int = modified_ns) -> None:
-                pq.write_table(left, temporary, compression="zstd")
+                write_parquet(left, temporary)
                 # The newest file's schema is the dataset's: this one is as old as before.
                 os.utime(temporary, ns=(modified_ns, modified_ns))
 

@@ -2,8 +2,8 @@
 
 Of each URL is carried: the state up to the time when nothing can change any more (`base`), the verdicts since
 (`recent`), and the state with those (`head`). A verdict in order is folded onto the head. A late one makes the fold
-start again from the base, and the rows from its instant on are given anew. Of a pool, its base and its recent
-transitions are carried.
+start again from the base, and the rows from its instant on are given anew. Of a pool the same is carried, with
+transitions for verdicts.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from urlhealth.features.verdicts import VERDICT, Verdicts
 from urlhealth.features.views import GROUP_STATE, HOST_STATE, POOL_STATE, URL_STATE
 
 #: Raised when the same columns come to mean something else, so that carried state of old is refused.
-MEANING: Final = 1
+MEANING: Final = 2
 #: How many verdicts of a URL, and transitions of a pool, are kept to be put in order with late ones.
 RECENT_VERDICTS: Final = 64
 RECENT_TRANSITIONS: Final = 512
@@ -71,7 +71,7 @@ def advance(
         pool_of_url = np.zeros(len(keys), np.int64)
         pool_of_url[owner] = pool
         mark = _mark(POOL_STATE, TRANSITION, known_for_ms)
-        pools = _unpack(carried.get(view.entity, {}), pool_keys, POOL_STATE, TRANSITION, mark, states=1)
+        pools = _unpack(carried.get(view.entity, {}), pool_keys, POOL_STATE, TRANSITION, mark, states=2)
         items, item_pool = merged(changed.transitions, pool_of_url[changed.transition_owner])
         # What was taken back and made again as it was changes nothing.
         items, item_pool = _where(items["count"] != 0, items, item_pool)
@@ -84,7 +84,7 @@ def advance(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Carried:
-    """What is carried of n entities: their states (base, and head of URLs), and their recent items, sorted by owner."""
+    """What is carried of n entities: their states (base and head), and their recent items, sorted by owner."""
 
     states: tuple[States, ...]
     recent: Array
@@ -151,7 +151,7 @@ def _advance_urls(urls: _Carried, events: Array, owner: Array, *, known_for_ms: 
     return _ChangedUrls(
         owner=owner[new],
         ts_ms=events["ts_ms"][new],
-        states=after if new.all() else after.view(whole_records(after.dtype))[new].view(after.dtype),
+        states=_rows(after, new),
         carried=_Carried(states=(base, head), recent=recent, owner=recent_owner),
         transitions=np.concatenate((made, unmade)),
         transition_owner=np.concatenate((made_owner, unmade_owner)),
@@ -160,42 +160,70 @@ def _advance_urls(urls: _Carried, events: Array, owner: Array, *, known_for_ms: 
 
 
 def _advance_pools(pools: _Carried, items: Array, owner: Array, *, known_for_ms: int, late_ms: int) -> _Changed:
-    base = pools.states[0].copy()
-    first_new = _first(items["ts_ms"], owner, len(base))
+    base, head = (states.copy() for states in pools.states)
     past = items["ts_ms"] <= base["known_ms"][owner]
-    add_late(base, items[past], owner[past], known_for_ms=known_for_ms)
     corrected = np.unique(owner[past])
+    add_late(base, items[past], owner[past], known_for_ms=known_for_ms)
 
-    recent, recent_owner = merged(
-        np.concatenate((pools.recent, items[~past])), np.concatenate((pools.owner, owner[~past]))
-    )
-    states, last = accumulate(base, recent, recent_owner, known_for_ms=known_for_ms)
-    state_owner = recent_owner[last]
+    # As with URLs: those with an item that is not after their head start again from the base.
+    first_new = _first(items["ts_ms"], owner, len(base))
+    again = first_new <= head["known_ms"]
+    before, before_owner = _where(again[pools.owner], pools.recent, pools.owner)
+    kept, kept_owner = _where(~again[pools.owner], pools.recent, pools.owner)
+    items, owner = _where(~past, items, owner)
+    if len(before):
+        items, owner = merged(np.concatenate((before, items)), np.concatenate((before_owner, owner)))
+    states, last = accumulate(np.where(again, base, head), items, owner, known_for_ms=known_for_ms)
+    state_owner = owner[last]
+    head[again] = base[again]
+    head[state_owner[_ends(state_owner)]] = states[_ends(state_owner)]
     new = states["known_ms"] >= first_new[state_owner]
-    rows = np.concatenate((base[corrected], states[new]))
-    row_owner = np.concatenate((corrected, state_owner[new]))
+    rows, row_owner = _rows(states, new), state_owner[new]
+    if len(corrected):
+        rows, row_owner = np.concatenate((base[corrected], rows)), np.concatenate((corrected, row_owner))
 
-    newest_ms = base["known_ms"].copy()
-    newest_ms[state_owner[_ends(state_owner)]] = states["known_ms"][_ends(state_owner)]
+    counted = items["count"] != 0
+    recent = np.concatenate((kept, items[counted]))
+    recent_owner = np.concatenate((kept_owner, owner[counted]))
+    order = np.argsort(recent_owner, kind="stable")  # what was kept is older than what is new
+    recent, recent_owner = recent[order], recent_owner[order]
+    settled = _settled(recent["ts_ms"], recent_owner, head["known_ms"] - late_ms, RECENT_TRANSITIONS)
     # An instant is settled when the last of its transitions is.
-    settled = _settled(recent["ts_ms"], recent_owner, newest_ms - late_ms, RECENT_TRANSITIONS)[last]
-    newest = np.flatnonzero(settled)[_ends(state_owner[settled])]
-    base[state_owner[newest]] = states[newest]
-    waiting = ~np.repeat(settled, np.diff(last, prepend=-1)) & (recent["count"] != 0)
-    recent, recent_owner = _where(waiting, recent, recent_owner)
+    at = np.flatnonzero((np.diff(recent_owner, append=-1) != 0) | (np.diff(recent["ts_ms"], append=-1) != 0))
+    settled = np.repeat(settled[at], np.diff(at, prepend=-1))
+    old, old_owner = _where(settled, recent, recent_owner)
+    recent, recent_owner = _where(~settled, recent, recent_owner)
+    # The new base is the state of the newest settled instant: it was made just now, or kept transitions lead to it.
+    settled_ms = np.zeros(len(base), np.int64)
+    settled_ms[old_owner[_ends(old_owner)]] = old["ts_ms"][_ends(old_owner)]
+    made = np.flatnonzero(states["known_ms"] <= settled_ms[state_owner])
+    made = made[_ends(state_owner[made])]
+    fresh = np.zeros(len(base), bool)
+    fresh[state_owner[made]] = True
+    old, old_owner = _where(~fresh[old_owner], old, old_owner)
+    after, last = accumulate(base, old, old_owner, known_for_ms=known_for_ms)
+    last = _ends(old_owner[last])
+    base[old_owner[_ends(old_owner)]] = after[last]
+    base[state_owner[made]] = states[made]
     return _Changed(
         owner=row_owner,
         ts_ms=rows["known_ms"].copy(),
         states=rows,
-        carried=_Carried(states=(base,), recent=recent, owner=recent_owner),
+        carried=_Carried(states=(base, head), recent=recent, owner=recent_owner),
     )
 
 
 def _numbered(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """The distinct keys in the order of their first occurrence, and for each key its number among them."""
-    numbers: dict[str, int] = {}
-    codes = np.fromiter((numbers.setdefault(key, len(numbers)) for key in keys), np.int64, len(keys))
+    every = keys.tolist()
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(every))}
+    codes = np.fromiter(map(numbers.__getitem__, every), np.int64, len(every))
     return np.array([*numbers], dtype=object), codes
+
+
+def _rows(states: States, mask: Array) -> States:
+    """The records where the mask is true."""
+    return states if mask.all() else states.view(whole_records(states.dtype))[mask].view(states.dtype)
 
 
 def _where(mask: Array, items: Array, owner: Array) -> tuple[Array, Array]:

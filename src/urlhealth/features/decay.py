@@ -35,4 +35,6 @@ def accrued(held_h: Array, since_h: Array | None = None) -> npt.NDArray[np.float
     held = np.empty((len(held_h), len(HALF_LIVES_H)))
     held[:, -1] = held_h
     held[:, :-1] = np.expm1(held_h[:, None] * (-math.log(2) / _FADING)) * (-_FADING / math.log(2))
-    return held if since_h is None else held * decay(since_h)
+    if since_h is not None and len(ended := np.flatnonzero(since_h)):  # most intervals ended just now
+        held[ended] *= decay(since_h[ended])
+    return held

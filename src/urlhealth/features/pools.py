@@ -20,6 +20,8 @@ TRANSITION: Final = np.dtype(
 )
 
 _SUMS: Final = ("onsets", "up_hours", "failing_hours")
+#: So many runs of one length are summed faster side by side than by blocks.
+_RUNS: Final = 8
 
 
 def transitions(start: States, events: Array, owner: Array) -> tuple[Array, Array]:
@@ -120,12 +122,17 @@ def decayed_cumsum(values: Array, left: Array, first: Array, *, block: int = 32)
         left: float64, shape (m, h): what is left of the sum before. Not read where `first`.
         first: bool, shape (m,).
 
-    Blocks of each run are summed side by side; then the blocks' ends are summed the same way and carried in. All terms
-    stay positive weights at most 1, so nothing overflows and no precision is lost, however long the history.
+    Where there are many runs, they are summed side by side. Otherwise blocks of each run are, then the blocks' ends in the
+    same way, which are carried in. All terms stay positive weights at most 1, so nothing overflows and no precision is
+    lost, however long the history.
     """
     m = len(values)
     starts = np.flatnonzero(first)
-    offset = np.arange(m) - np.repeat(starts, np.diff(starts, append=m))
+    lengths = np.diff(starts, append=m)
+    if m >= _RUNS * lengths.max(initial=0):
+        _side_by_side(values, left, starts, lengths)
+        return
+    offset = np.arange(m) - np.repeat(starts, lengths)
     within = offset % block
     through = left.copy()  # what is left, at i, of the sum at the end of the block before
     for k in range(1, min(block, int(offset.max(initial=0)) + 1)):
@@ -143,18 +150,42 @@ def decayed_cumsum(values: Array, left: Array, first: Array, *, block: int = 32)
     values[later] += totals[number[later] - 1] * through[later, None, :]
 
 
-def _day_changes(items: Array) -> tuple[Array, Array, Array, Array]:
-    """Each URL leaves the day that it was last known on, and joins that of its transition.
+def _side_by_side(values: Array, left: Array, starts: Array, lengths: Array) -> None:
+    """Running sums of runs that start at these places, one step of all runs after the other."""
+    order = np.argsort(-lengths, kind="stable")
+    starts, lengths = starts[order], lengths[order]
+    sums = values[starts]
+    for step in range(1, int(lengths.max(initial=0))):
+        going_on = int(np.searchsorted(-lengths, -step))
+        at = starts[:going_on] + step
+        now = sums[:going_on]
+        now *= left[at, None, :]
+        now += values[at]
+        values[at] = now
 
-    Returns the position in `items`, the UTC day, the change of the number of URLs and of those failing.
+
+def _day_changes(items: Array) -> tuple[Array, Array, Array, Array]:
+    """Each URL leaves the day that it was last known on, and joins that of its transition; most stay where they are.
+
+    Returns the position in `items`, the UTC day, the change of the number of URLs and of those failing; where neither
+    changes, nothing.
     """
-    leaving = np.flatnonzero(items["was_failing"] >= 0)
-    left = items[leaving]
+    day, day_before, known = items["ts_ms"] // DAY_MS, items["before_ms"] // DAY_MS, items["was_failing"] >= 0
+    stays = known & (day == day_before)
+    joining = np.flatnonzero(~stays | (items["was_failing"] != items["failing"]))
+    leaving = np.flatnonzero(known & ~stays)
+    joined, left = items[joining], items[leaving]
+    stayed = stays[joining]
     return (
-        np.concatenate((np.arange(len(items)), leaving)),
-        np.concatenate((items["ts_ms"], left["before_ms"])) // DAY_MS,
-        np.concatenate((items["count"], -left["count"])),
-        np.concatenate((items["count"] * items["failing"], -left["count"] * left["was_failing"])),
+        np.concatenate((joining, leaving)),
+        np.concatenate((day[joining], day_before[leaving])),
+        np.concatenate((np.where(stayed, 0, joined["count"]), -left["count"])),
+        np.concatenate(
+            (
+                joined["count"] * (joined["failing"] - np.where(stayed, joined["was_failing"], 0)),
+                -left["count"] * left["was_failing"],
+            )
+        ),
     )
 
 
@@ -164,8 +195,7 @@ def _count_days(states: States, last: Array, base: States, items: Array, owner: 
     Changes are sorted by (pool, day, position), so that the count of a pool's day at some position is the difference of
     two running sums (of integers: exact).
     """
-    m = len(items)
-    if not m:
+    if not len(items):
         return
     at, day, urls, failing = _day_changes(items)
     pool, back = np.nonzero(base["urls"])
@@ -179,11 +209,13 @@ def _count_days(states: States, last: Array, base: States, items: Array, owner: 
         ),
         axis=1,
     )
-    first_day = int(day.min()) - POOL_DAYS
-    days = int(day.max()) - first_day + 1
+    wanted = states["known_ms"] // DAY_MS
+    first_day = int(wanted.min()) - POOL_DAYS
+    days = int(wanted.max()) - first_day + 1
+    pools, day, position, changes = (values[day > first_day] for values in (pools, day, position, changes))
 
     def place(pool: Array, day: Array, position: Array | int) -> Array:
-        places: Array = (pool * days + (day - first_day)) * (m + 1) + position
+        places: Array = (pool * days + (day - first_day)) * (len(items) + 1) + position
         return places
 
     places = place(pools, day, position)
@@ -191,7 +223,7 @@ def _count_days(states: States, last: Array, base: States, items: Array, owner: 
     places = places[order]
     running = np.concatenate((np.zeros((1, 2), np.int64), np.cumsum(changes[order], axis=0)))
     for back_days in range(POOL_DAYS):
-        wanted_day = states["known_ms"] // DAY_MS - back_days
+        wanted_day = wanted - back_days
         until = np.searchsorted(places, place(owner[last], wanted_day, last + 1), side="right")
         since = np.searchsorted(places, place(owner[last], wanted_day, 0), side="left")
         counted = running[until] - running[since]
