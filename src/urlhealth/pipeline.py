@@ -8,14 +8,11 @@ the batch: its segment has the same name and replaces the first, and the online 
 what it has. So a crash counts nothing twice and skips nothing.
 
 A rebuild is a position too. Whoever is the writer then makes all features anew, beside those in use, and publishes them
-in the same way; a crash leaves it to the next writer. Targets that share no host and no group are folded apart.
+in the same way; a crash leaves it to the next writer. Targets that share no host and no group are folded apart
+(`rebuild.py`).
 """
 
-import marshal
-from collections.abc import Iterator
-from contextlib import suppress
-from tempfile import TemporaryFile
-from typing import IO
+from contextlib import closing
 
 import numpy as np
 
@@ -24,12 +21,11 @@ from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features.advance import advance
+from urlhealth.rebuild import Rebuild
 from urlhealth.vocabulary import Clock
 
 #: Verdicts that one step takes at most: bounds its memory and the time until its state is saved.
 BATCH = 5_000
-#: Targets that a rebuild folds together, unless more belong together: what is carried of one takes 3 kB and more.
-TARGETS = 2_000
 
 
 class Pipeline:
@@ -93,34 +89,27 @@ class Pipeline:
         return position != REBUILD and not self._probes.count_verdicts_after(position)
 
     def _rebuild(self) -> int:
-        """Fold every stored verdict in the order of time; returns how many there were.
+        """Fold every stored verdict; returns how many there were.
 
-        Part by part of the targets, and what is carried of a finished part waits on disk: memory is bounded.
+        What is carried is stored part by part, in transactions between which others write: as long as the position is
+        REBUILD, nobody goes by it.
         """
-        count = position = part = 0
-        carried = _nothing()
-        with self._features.draft() as draft, TemporaryFile() as finished:
-            for number, verdicts in self._probes.verdicts_by_part(targets_a_part=TARGETS, limit=BATCH):
-                if number != part:
-                    marshal.dump(carried, finished)
-                    part, carried = number, _nothing()
-                advanced = advance(carried, verdicts, known_for_s=self._known_for_s, late_s=self._late_s)
-                for rows in advanced.rows:
-                    draft.write(rows, segment=f"rebuilt-{count:016d}", created_ms=self._clock())
-                for kind, states in advanced.carried.items():
-                    carried[kind].update(states)
-                count += len(verdicts)
-                position = max(position, int(verdicts.probe_id.max()))
-            self._carried.save(position, carried, lease=self._lease, publish=draft.publish, more=_dumped(finished))
+        self._carried.forget(lease=self._lease)
+        position = self._probes.last_verdict()
+        count = 0
+        with self._features.draft() as draft:
+            rebuild = Rebuild(
+                database_url=self._probes.database_url,
+                settings=self._features.settings,
+                draft=draft.name,
+                until=position,
+                known_for_s=self._known_for_s,
+                late_s=self._late_s,
+                created_ms=self._clock(),
+            )
+            with closing(rebuild.parts(self._probes)) as parts:
+                for folded in parts:
+                    self._carried.add(folded.carried, lease=self._lease)
+                    count += folded.verdicts
+            self._carried.save(position, {}, lease=self._lease, publish=draft.publish)
         return count
-
-
-def _nothing() -> dict[str, dict[str, bytes]]:
-    return {"url": {}, "host": {}, "group": {}}
-
-
-def _dumped(file: IO[bytes]) -> Iterator[dict[str, dict[str, bytes]]]:
-    file.seek(0)
-    with suppress(EOFError):
-        while True:
-            yield marshal.load(file)

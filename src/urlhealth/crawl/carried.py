@@ -1,13 +1,12 @@
 """What the feature pipeline keeps between its batches: each entity's carried state, and how far it has read."""
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import chunks, insert, writing
+from urlhealth.crawl.database import chunks, insert, run, writing
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import LOOKUP_CHUNK
 from urlhealth.crawl.schema import carried_states, pipeline_positions
@@ -19,8 +18,14 @@ REBUILD: Final = -1
 _NAME: Final = "features"
 #: Bounds the memory that a statement's parameters take.
 _ROWS_A_STATEMENT: Final = 2_000
-#: Counted: what was computed from states of before an erasure would bring back what was erased.
+#: Counted: what was computed from states of before an erasure would bring back what was erased. So are requests for a
+#: rebuild: one that is under way began before them.
 _ERASURES: Final = "erasures"
+
+_UPSERT: Final = (
+    "INSERT INTO carried_states (kind, key, state) VALUES (?, ?, ?) "
+    "ON CONFLICT (kind, key) DO UPDATE SET state = excluded.state"
+)
 
 
 class CarriedStore:
@@ -62,12 +67,10 @@ class CarriedStore:
         *,
         lease: Lease,
         publish: Callable[[], None] | None = None,
-        more: Iterable[Mapping[str, Mapping[str, bytes]]] = (),
     ) -> None:
         """Replace the position and the given states (by kind and key) in one transaction.
 
         Args:
-            more: further states, of other keys; held in memory one after the other.
             publish: called within it, when it is certain that this process is the writer, and stays it until the end.
 
         Raises:
@@ -77,21 +80,48 @@ class CarriedStore:
             self._fence(connection, lease)
             if publish is not None:
                 publish()
-            for some in chain([states], more):
-                _write_states(connection, some)
+            _write_states(connection, states)
             self._write_position(connection, position)
             marks = _marks(connection)
         self._seen.marks = marks
 
     def clear(self, *, lease: Lease) -> None:
-        """Forget all states and make the position REBUILD. Any process may, also while another one is the writer.
+        """Make the position REBUILD. Any process may, also while another one is the writer.
 
-        That one is refused to save what it has computed from states of before.
+        That one is refused to save what it has computed before, be it from states or for a rebuild.
         """
         with writing(self._engine) as connection:
             lease.lock(connection)
-            connection.execute(sa.delete(carried_states))
             self._write_position(connection, REBUILD)
+            count_erasure(connection)
+
+    def forget(self, *, lease: Lease) -> None:
+        """At position REBUILD, where states count for nothing: delete them, some in a transaction.
+
+        Raises:
+            LeaseLost: as with :meth:`save`.
+        """
+        some = sa.select(carried_states.c.kind, carried_states.c.key).limit(_ROWS_A_STATEMENT)
+        mine = sa.tuple_(carried_states.c.kind, carried_states.c.key).in_(some)
+        deleted = 1
+        while deleted:
+            with writing(self._engine) as connection:
+                self._fence(connection, lease)
+                deleted = connection.execute(sa.delete(carried_states).where(mine)).rowcount
+
+    def add(self, states: Mapping[str, Mapping[str, bytes]], *, lease: Lease) -> None:
+        """At position REBUILD, where states count for nothing: add some for the position that will be saved.
+
+        Others can write between the transactions that this takes.
+
+        Raises:
+            LeaseLost: as with :meth:`save`.
+        """
+        for kind, by_key in states.items():
+            for some in chunks([*by_key.items()], _ROWS_A_STATEMENT):
+                with writing(self._engine) as connection:
+                    self._fence(connection, lease)
+                    _write_states(connection, {kind: dict(some)})
 
     def _fence(self, connection: sa.Connection, lease: Lease) -> None:
         lease.fence(connection)
@@ -109,13 +139,9 @@ class CarriedStore:
 
 
 def _write_states(connection: sa.Connection, states: Mapping[str, Mapping[str, bytes]]) -> None:
-    upsert = insert(connection, carried_states)
-    upsert = upsert.on_conflict_do_update(index_elements=["kind", "key"], set_={"state": upsert.excluded.state})
-    rows = (
-        {"kind": kind, "key": key, "state": state} for kind, by_key in states.items() for key, state in by_key.items()
-    )
-    while some := list(islice(rows, _ROWS_A_STATEMENT)):
-        connection.execute(upsert, some)
+    rows = [(kind, key, state) for kind, by_key in states.items() for key, state in by_key.items()]
+    for some in chunks(rows, _ROWS_A_STATEMENT):
+        run(connection, _UPSERT, some)
 
 
 def count_erasure(connection: sa.Connection) -> None:

@@ -1,11 +1,11 @@
 """Targets and their history of probes: imported, listed, and read as verdicts by the feature pipeline."""
 
-import math
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
@@ -37,19 +37,28 @@ _PAUSE_S: Final = 0.01
 
 _CODES: Final = {outcome.value: outcome.code for outcome in Outcome}
 
-#: The columns of `Verdicts` that are stored as they are: dtype, and what stands for null.
-_NUMBERS: Final[dict[str, tuple[str, float]]] = {
-    "ts_ms": ("int64", 0),
-    "status_code": ("int32", 0),
-    "dns_ms": ("float32", math.nan),
-    "connect_ms": ("float32", math.nan),
-    "tls_ms": ("float32", math.nan),
-    "first_byte_ms": ("float32", math.nan),
-    "total_ms": ("float32", math.nan),
-    "size_bytes": ("int64", 0),
-    "redirects": ("int32", 0),
-    "cert_expires_ms": ("int64", 0),
+#: The columns of `Verdicts` that are stored as they are. Null is 0 in whole numbers, otherwise NaN.
+_NUMBERS: Final = {
+    "ts_ms": "int64",
+    "status_code": "int32",
+    "dns_ms": "float32",
+    "connect_ms": "float32",
+    "tls_ms": "float32",
+    "first_byte_ms": "float32",
+    "total_ms": "float32",
+    "size_bytes": "int64",
+    "redirects": "int32",
+    "cert_expires_ms": "int64",
 }
+
+
+class PartTarget(NamedTuple):
+    """A target, as a part of a history names it."""
+
+    id: int
+    key: str
+    host: str
+    group: str
 
 
 def _after(probe_id: int) -> tuple[sa.ColumnElement[bool], ...]:
@@ -93,7 +102,12 @@ class History(Records):
         """The next `limit` verdicts of all owners that feed features, in the order in which they were stored."""
         query = (
             sa.select(
-                probes.c.id, targets.c.key, targets.c.host, targets.c.group, probes.c.outcome, *_columns(_NUMBERS)
+                targets.c.key,
+                targets.c.host,
+                targets.c.group,
+                probes.c.id,
+                probes.c.outcome,
+                *(sa.literal_column(_not_null(name)) for name in _NUMBERS),
             )
             .join(targets, targets.c.id == probes.c.target_id)
             .where(*_after(probe_id))
@@ -102,33 +116,59 @@ class History(Records):
         )
         with self._engine.connect() as connection:
             rows = connection.execute(query).all()
-        return _verdicts_of(rows)
+        columns = zip(*rows, strict=True) if rows else [()] * (5 + len(_NUMBERS))
+        keys, hosts, groups, ids, outcomes, *numbers = columns
+        return _verdicts_of(
+            ids, outcomes, numbers, target=_strings(keys), host=_strings(hosts), group=_strings(groups)
+        )
 
-    def verdicts_by_part(self, *, targets_a_part: int, limit: int) -> Iterator["tuple[int, Verdicts]"]:
-        """All verdicts that feed features, as they are when the first is asked for: part by part, each by time.
+    def parts(self, *, targets_a_part: int) -> Iterator[list[PartTarget]]:
+        """All targets, as they are when the first part is asked for, in parts.
 
         Targets that share a host or a group are in the same part, so that what is pooled by these is whole in it.
 
         Args:
             targets_a_part: how many targets it takes to fill a part; one whose targets all belong together has more.
-            limit: verdicts at once.
-
-        Yields:
-            the part's number, and some of its verdicts.
         """
-        query = (
-            sa.select(
-                probes.c.id, targets.c.key, targets.c.host, targets.c.group, probes.c.outcome, *_columns(_NUMBERS)
-            )
-            .join(targets, targets.c.id == probes.c.target_id)
-            .where(probes.c.feeds_features)
-            .order_by(probes.c.ts_ms, probes.c.id)
-        )
+        query = sa.select(targets.c.id, targets.c.key, targets.c.host, targets.c.group).order_by(targets.c.id)
         with snapshot(self._engine) as connection:
-            for number, groups in enumerate(_parts(connection, targets_a_part)):
+            for groups in _parts(connection, targets_a_part):
                 some = query.where(targets.c.group.in_(groups)) if groups else query
-                for rows in connection.execution_options(yield_per=limit).execute(some).partitions(limit):
-                    yield number, _verdicts_of(rows)
+                part = [PartTarget(*row) for row in connection.execute(some)]
+                if part:
+                    yield part
+
+    def last_verdict(self) -> int:
+        """Id of the newest probe; 0 for none."""
+        with self._engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.max(probes.c.id))) or 0
+
+    def verdicts_of(self, part: Sequence[PartTarget], *, until: int, limit: int) -> Iterator["Verdicts"]:
+        """All verdicts of these targets that feed features, up to the probe with the id `until`, by time.
+
+        Args:
+            part: sorted by id.
+            limit: verdicts at once.
+        """
+        import numpy as np
+
+        ids = np.array([target.id for target in part], np.int64)
+        keys, hosts, groups = (_strings([target[i] for target in part]) for i in (1, 2, 3))
+        columns = ", ".join(_not_null(name) for name in _NUMBERS)
+        with self._engine.connect() as connection:
+            # The ids as one parameter: there may be more than a list takes.
+            embedded = connection.dialect.name == "sqlite"
+            mine = "IN (SELECT value FROM json_each(:ids))" if embedded else "= ANY(:ids)"
+            query = sa.text(
+                f"SELECT id, target_id, outcome, {columns} FROM probes WHERE feeds_features AND id <= :until "
+                f"AND target_id {mine} ORDER BY ts_ms, id"
+            )
+            values = {"ids": json.dumps(ids.tolist()) if embedded else ids.tolist(), "until": until}
+            found = connection.execution_options(yield_per=limit).execute(query, values)
+            for rows in found.partitions(limit):
+                probe_ids, target_ids, outcomes, *numbers = zip(*rows, strict=True)
+                at = np.searchsorted(ids, np.array(target_ids, np.int64))
+                yield _verdicts_of(probe_ids, outcomes, numbers, target=keys[at], host=hosts[at], group=groups[at])
 
     def count_verdicts_after(self, probe_id: int) -> int:
         """How many verdicts :meth:`verdicts_after` would give in all."""
@@ -208,8 +248,8 @@ def _mark(connection: sa.Connection, imported: dict[int, Target], source: ProbeS
     connection.execute(update, [{"target_id": i, "new_group": t.group} for i, t in imported.items()])
 
 
-def _columns(names: Iterable[str]) -> list[sa.ColumnElement[Any]]:
-    return [probes.c[name] for name in names]
+def _not_null(name: str) -> str:
+    return name if _NUMBERS[name].startswith("float") else f"COALESCE({name}, 0)"
 
 
 def _parts(connection: sa.Connection, targets_a_part: int) -> Iterator[list[str]]:
@@ -243,24 +283,23 @@ def _parts(connection: sa.Connection, targets_a_part: int) -> Iterator[list[str]
     yield from parts if len(parts) > 1 else [[]]
 
 
-def _verdicts_of(rows: Sequence[Any]) -> "Verdicts":
+def _verdicts_of(
+    ids: Sequence[int], outcomes: Sequence[str], numbers: Iterable[Sequence[float]], **names: "npt.NDArray[np.object_]"
+) -> "Verdicts":
     # Imported here, because a crawl reads no verdicts: numpy alone takes a tenth of a second.
     import numpy as np
 
     from urlhealth.features.verdicts import HEALTH_CODES, Verdicts
 
-    ids, keys, hosts, groups, outcomes, *numbers = zip(*rows, strict=True) if rows else [()] * (5 + len(_NUMBERS))
-    codes = np.array([_CODES[outcome] for outcome in outcomes], np.int32)
+    codes = np.array([*map(_CODES.__getitem__, outcomes)], np.int32)
     return Verdicts(
         probe_id=np.array(ids, np.int64),
-        target=_strings(keys),
-        host=_strings(hosts),
-        group=_strings(groups),
         health=np.array([HEALTH_CODES[outcome.health] for outcome in Outcome], np.int8)[codes],
         outcome=codes,
+        **names,
         **{
-            name: np.array([null if value is None else value for value in values], dtype)
-            for (name, (dtype, null)), values in zip(_NUMBERS.items(), numbers, strict=True)
+            name: np.array(values, dtype)
+            for (name, dtype), values in zip(_NUMBERS.items(), numbers, strict=True)
         },
     )
 

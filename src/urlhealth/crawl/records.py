@@ -73,6 +73,11 @@ class Records:
         self._engine = engine
         self._clock = clock
 
+    @property
+    def database_url(self) -> str:
+        """Where the database is, with its password: what another process opens it by."""
+        return self._engine.url.render_as_string(hide_password=False)
+
 
 def new_id(clock: Clock) -> str:
     """A new id of 32 hexadecimal digits, which sorts by the time it was made: 12 are that time, 20 random."""

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.util
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -64,6 +65,11 @@ class FeatureStores:
         self._settings = settings
         self._lock = threading.Lock()
         self._leftovers = True
+
+    @property
+    def settings(self) -> Settings:
+        """What another process makes the same stores from."""
+        return self._settings
 
     @property
     def places(self) -> str:
@@ -141,11 +147,15 @@ class FeatureStores:
     @contextmanager
     def draft(self) -> Iterator["Draft"]:
         """Stores of all states made anew, which take the place of those in use by :meth:`Draft.publish`."""
-        draft = Draft(self._offline, self._online, {view: self._table(view) for view in STATE_VIEWS})
+        draft = self.draft_named(f"{_DRAFT}{uuid.uuid4().hex}")
         try:
             yield draft
         finally:
             draft.discard()
+
+    def draft_named(self, name: str) -> "Draft":
+        """The draft that another process has made, to write to it as well."""
+        return Draft(name, self._offline, self._online, {view: self._table(view) for view in STATE_VIEWS})
 
     def _discard_leftovers(self) -> None:
         """Once, and while this process is the only writer: delete what killed ones had staged and drafted."""
@@ -259,7 +269,7 @@ class FeatureStores:
         """The same in a process of its own: importing Feast would take 140 MB of a server, and stall it for seconds."""
         if self._is_applied():
             return False
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_give_way) as process:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=give_way) as process:
             return process.submit(_applied, self._settings).result()
 
     def _is_applied(self) -> bool:
@@ -354,17 +364,18 @@ class FeatureStores:
 class Draft:
     """All states made anew: datasets and online tables under hidden names, until they are published."""
 
-    def __init__(self, offline: Path, online: OnlineRows, tables: Mapping[StateView, str]) -> None:
+    def __init__(self, name: str, offline: Path, online: OnlineRows, tables: Mapping[StateView, str]) -> None:
         """`tables`: name of each view's online table."""
-        name = f"{_DRAFT}{uuid.uuid4().hex}"
+        self.name = name
         self._offline = offline
         self._folder = offline / name
         self._online = online
         self._tables = tables
         self._drafts = {view: f"{name}.{table}" for view, table in tables.items()}
+        self._newest: dict[StateView, dict[bytes, Row]] = {}
 
     def write(self, rows: StateRows, *, segment: str, created_ms: int) -> None:
-        """Add states, as :meth:`FeatureStores.staged` does.
+        """Add states offline, and those that are the newest of their entities online at :meth:`flush`.
 
         Raises:
             StoreUnavailable: a store cannot be written.
@@ -374,7 +385,20 @@ class Draft:
             segments.append(
                 self._folder / view.name, _arrow(rows, created_ms), timestamp_column=_EVENT, segment=segment
             )
-            self._online.write(self._drafts[view], _layout(view), _packed(rows, created_ms))
+            newest = self._newest.setdefault(view, {})
+            for row in _packed(rows, created_ms):
+                if (before := newest.get(row[0])) is None or before[1:3] <= row[1:3]:
+                    newest[row[0]] = row
+
+    def flush(self) -> None:
+        """Write online what was held back since the last time.
+
+        Raises:
+            StoreUnavailable: the store cannot be written.
+        """
+        for view, newest in self._newest.items():
+            self._online.write(self._drafts[view], _layout(view), newest.values())
+        self._newest = {}
 
     def publish(self) -> None:
         """Delete all states in use, and let those of the draft take their place.
@@ -444,10 +468,18 @@ def _newest(keys: npt.NDArray[Any], event_us: npt.NDArray[np.int64]) -> npt.NDAr
     return np.fromiter(last.values(), np.intp, len(last))
 
 
-def _give_way() -> None:
-    """In a child: a Ctrl-C is the parent's to answer, and probes and requests come first."""
+def give_way() -> None:
+    """In a child: a Ctrl-C is the parent's to answer, probes and requests come first, and none outlives its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_it() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _applied(settings: Settings) -> bool:

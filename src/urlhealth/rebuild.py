@@ -1,0 +1,97 @@
+"""All features made anew, part by part of the targets, in processes of their own where there are several parts.
+
+Targets of different parts share no host and no group, so parts know nothing of each other. A process reads the verdicts of
+its part by time, folds them batch by batch, and writes the states into the draft that will take the place of the
+stores in use. What is carried of the part goes back to the writer.
+"""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Final
+
+from urlhealth.crawl.database import open_database
+from urlhealth.crawl.history import PartTarget
+from urlhealth.crawl.store import CrawlStore
+from urlhealth.feast_stores.stores import FeatureStores, give_way
+from urlhealth.features.advance import advance
+from urlhealth.settings import Settings, quiet_third_parties
+
+#: Targets that make a part, unless more belong together: what is carried of one takes 5 kB and more.
+TARGETS: Final = 2_000
+#: Verdicts folded at once: 2 kB each while they are.
+BATCH: Final = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """What became of a part."""
+
+    verdicts: int
+    #: By kind and key.
+    carried: dict[str, dict[str, bytes]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuild:
+    """What a process needs to know to fold parts."""
+
+    database_url: str
+    settings: Settings
+    #: Name of the draft of the feature stores.
+    draft: str
+    #: Id of the last probe to fold.
+    until: int
+    known_for_s: float
+    late_s: float
+    created_ms: int
+
+    def parts(self, probes: CrawlStore) -> Iterator[Folded]:
+        """Fold all parts; memory is bounded by the parts under way, two for each core."""
+        parts = enumerate(probes.parts(targets_a_part=TARGETS))
+        first = list(islice(parts, 2))
+        if len(first) < 2:
+            for number, part in first:
+                yield self.fold(number, part, probes, FeatureStores(self.settings))
+            return
+        processes = len(os.sched_getaffinity(0))
+        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=give_way)
+        waiting: deque[Future[Folded]] = deque()
+        try:
+            for number, part in chain(first, parts):
+                waiting.append(pool.submit(_folded, self, number, part))
+                if len(waiting) > 2 * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def fold(self, number: int, part: Sequence[PartTarget], probes: CrawlStore, features: FeatureStores) -> Folded:
+        """Fold a part, its segments named by its number."""
+        draft = features.draft_named(self.draft)
+        carried: dict[str, dict[str, bytes]] = {"url": {}, "host": {}, "group": {}}
+        count = 0
+        for batch, verdicts in enumerate(probes.verdicts_of(part, until=self.until, limit=BATCH)):
+            advanced = advance(carried, verdicts, known_for_s=self.known_for_s, late_s=self.late_s)
+            for rows in advanced.rows:
+                draft.write(rows, segment=f"rebuilt-{number:08d}-{batch:08d}", created_ms=self.created_ms)
+            for kind, states in advanced.carried.items():
+                carried[kind].update(states)
+            count += len(verdicts)
+        draft.flush()
+        return Folded(verdicts=count, carried=carried)
+
+
+def _folded(rebuild: Rebuild, number: int, part: list[PartTarget]) -> Folded:
+    """In a child."""
+    quiet_third_parties()
+    engine = open_database(rebuild.database_url)
+    try:
+        return rebuild.fold(number, part, CrawlStore(engine), FeatureStores(rebuild.settings))
+    finally:
+        engine.dispose()
