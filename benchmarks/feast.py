@@ -133,9 +133,18 @@ def _store(home: Path, kind: str, source: str) -> "FeatureStore":
 
 
 def _join(home: Path, kind: str, asked: int = _ASKED) -> dict[str, float]:
+    return _joined(_store(home, kind, "rows.parquet"), asked)
+
+
+def join_onto(home: Path, source: str, asked: int) -> dict[str, float]:
+    """So many entity rows joined by our stores onto a file or folder: seconds, and MB that it took at most."""
+    return _joined(_store(home, "ours", source), asked)
+
+
+def _joined(store: "FeatureStore", asked: int) -> dict[str, float]:
     import pandas as pd
 
-    store, rng = _store(home, kind, "rows.parquet"), np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     seconds = rng.integers(0, int(_SPAN.total_seconds()), asked)
     rows = pd.DataFrame(
         {
