@@ -290,6 +290,9 @@ class Dispatcher(Protocol):
     def results(self, timeout_s: float, *, at_least: int = 1) -> list[Probed]:
         """All that is finished; waits up to `timeout_s` for `at_least` of them, or until no more are under way."""
 
+    def dropped(self) -> list[ProbeRequest]:
+        """Slots of monitors that nobody took in time, since the last call: they get no result."""
+
     def cancel(self, task_ids: Set[str]) -> None:
         """Drop the requests of these tasks, waiting or under way; returns at once. What is finished still comes."""
 

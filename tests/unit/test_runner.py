@@ -12,7 +12,7 @@ from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.runner import FEED_PAGE, CrawlRunner
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import StoreUnavailable
-from urlhealth.vocabulary import Outcome, Probed, ProbeOptions, ProbeRequest, ProbeResult, ProbeSource, TaskStatus
+from urlhealth.vocabulary import AdaptiveSchedule, Outcome, Probed, ProbeOptions, ProbeRequest, ProbeResult, ProbeSource, TaskStatus
 
 T0 = 1_800_000_000_000
 
@@ -37,6 +37,7 @@ class HandDispatcher:
         self._room = room
         self._clock = clock
         self._finished: list[Probed] = []
+        self._dropped: list[ProbeRequest] = []
 
     @property
     def capacity(self) -> int:
@@ -53,11 +54,19 @@ class HandDispatcher:
         finished, self._finished = self._finished, []
         return finished
 
+    def dropped(self) -> list[ProbeRequest]:
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
     def cancel(self, task_ids: Set[str]) -> None:
         self.waiting = [request for request in self.waiting if request.task_id not in task_ids]
 
     def close(self) -> None:
         self.waiting.clear()
+
+    def drop(self) -> None:
+        """Let nobody take what waits."""
+        self._dropped, self.waiting = self.waiting, []
 
     def finish(self, n: int | None = None) -> None:
         """Let the first `n` requests (or all) have their results."""
@@ -209,6 +218,33 @@ def test_due_monitors_come_before_tasks(store: CrawlStore, lease: Lease, clock: 
     assert runner.step(0) == 2
     assert monitor.target.key in store.verdicts_after(0, limit=10).target
     assert [request.monitor_id for request in dispatcher.submitted[2:]] == [None, None]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_slot_that_nobody_took_is_skipped_and_counted(
+    adaptive: bool,
+    runner: CrawlRunner,
+    store: CrawlStore,
+    lease: Lease,
+    dispatcher: HandDispatcher,
+    engine: sa.Engine,
+    clock: HandClock,
+) -> None:
+    schedule = AdaptiveSchedule(budget_per_url_hour=1, min_interval_s=600, max_interval_s=3600) if adaptive else None
+    monitor = store.create_monitor("https://m.example.com/", interval_s=None if adaptive else 600, schedule=schedule)
+    for slots in (1, 2):
+        clock.now_ms = store.monitor(monitor.monitor_id).next_due_ms
+        assert lease.acquire()
+        while len(dispatcher.submitted) < slots:
+            runner.step(0)
+            clock.now_ms += 100
+        dispatcher.drop()
+        mend = break_writes(engine)
+        with pytest.raises(StoreUnavailable):
+            runner.step(0)
+        mend()
+        runner.step(0)
+        assert (store.monitor(monitor.monitor_id).skipped, store.punctuality.skipped) == (slots, slots)
 
 
 def test_a_monitor_is_probed_in_its_way_and_its_lag_is_counted(

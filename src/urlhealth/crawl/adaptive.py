@@ -25,7 +25,7 @@ from urlhealth.crawl.schema import current_predictions, monitors, polling_pools,
 from urlhealth.polling.gain import Gain, estimated
 from urlhealth.polling.hazard import PRIOR_RATE, Hazards
 from urlhealth.polling.policy import HOUR_MS, REPLAN_H, SECOND_MS, Planner
-from urlhealth.vocabulary import AdaptiveSchedule, Freshness, Health, Probed
+from urlhealth.vocabulary import AdaptiveSchedule, Freshness, Health, Probed, ProbeRequest
 
 #: Monitors that the round reads at once, and the longest pause after them.
 SLICE: Final = 500
@@ -325,6 +325,14 @@ class AdaptivePlans:
                 health = probed.result.outcome.health
                 failing = None if health is Health.UNKNOWN else health is Health.DOWN
                 pool.observe(target, probed.result.ts_ms, failing)
+
+    def skip(self, requests: Iterable[ProbeRequest]) -> None:
+        """Slots that were handed out, and that nobody took: the budget has them again."""
+        for request in requests:
+            pool, target = self._under_way.pop(request.monitor_id or "", (None, -1))
+            if pool is not None:
+                pool.under_way.discard(target)
+                pool.spent -= 1
 
     def turn(self, now_ms: int) -> bool:
         """Do what time brings: budgets, and the next part of the round. Whether something should be written now."""

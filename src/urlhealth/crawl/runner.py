@@ -57,6 +57,8 @@ class CrawlRunner:
         #: By task id.
         self._feeds: dict[str, _Feed] = {}
         self._unfiled: list[Probed] = []
+        #: Slots that nobody took, not counted yet.
+        self._dropped: list[ProbeRequest] = []
         self._turn = 0
         self._poll_s = poll_s
         self._polled_s = -math.inf
@@ -81,6 +83,10 @@ class CrawlRunner:
             self._dispatch()
             self._unfiled += self._dispatcher.results(timeout_s, at_least=BATCH)
             self._dispatch()  # before the filing, so that the dispatcher does not run dry meanwhile
+            self._dropped += self._dispatcher.dropped()
+            if self._dropped:
+                self._store.skip_slots(self._dropped, lease=self._lease)
+                self._dropped.clear()
             return filed + self._file()
         except LeaseLost as error:
             log.warning("%s; the targets under way are left to the new writer", error)
@@ -92,6 +98,7 @@ class CrawlRunner:
             self._dispatcher.cancel(self._feeds.keys())
         self._feeds.clear()
         self._unfiled.clear()
+        self._dropped.clear()
         self.behind = False
         self._store.forget_slots()
 

@@ -8,7 +8,7 @@ process that dies is lost.
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -20,7 +20,7 @@ from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.monitors import MONITORS, monitor_of, next_slot
 from urlhealth.crawl.records import Records
 from urlhealth.crawl.schema import monitors
-from urlhealth.vocabulary import Monitor, Probed
+from urlhealth.vocabulary import Monitor, Probed, ProbeRequest
 
 #: Upper bounds of the classes in which lags are counted.
 LAGS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -50,6 +50,7 @@ _PULL_BACK: Final = (
 )
 _FIRST_DUE: Final = sa.select(sa.func.min(_DUE_MS)).where(_ACTIVE)
 _DUE: Final = MONITORS.where(_ACTIVE, _DUE_MS <= _NOW).order_by(_DUE_MS)
+_SKIP: Final = "UPDATE monitors SET skipped = skipped + 1 WHERE monitor_id = ?"
 _MOVE: Final = "UPDATE monitors SET next_due_ms = ? WHERE number = ?"
 
 
@@ -87,6 +88,19 @@ class Schedule(Records):
     def observe_slots(self, results: Iterable[Probed]) -> None:
         """What was found in slots that this store has handed out, and filed: adaptive schedules go by it."""
         self._plans.observe(results)
+
+    def skip_slots(self, requests: Sequence[ProbeRequest], *, lease: Lease) -> None:
+        """Count slots as skipped that were handed out, and that nobody took.
+
+        Raises:
+            LeaseLost: another process is the writer.
+        """
+        with writing(self._engine) as connection:
+            lease.fence(connection)
+            change_monitors_alone(connection)
+            run(connection, _SKIP, sorted((request.monitor_id,) for request in requests))
+        self._plans.skip(requests)
+        self.punctuality.skipped += len(requests)
 
     def forget_slots(self) -> None:
         """What was handed out and not observed is lost."""

@@ -188,6 +188,10 @@ class ProbeEngine:
         finished = len(self._finished)
         return finished > 0 and (finished >= self._wanted or finished == self._unfinished)
 
+    def dropped(self) -> list[ProbeRequest]:
+        """None: whatever is taken is probed."""
+        return []
+
     def cancel(self, task_ids: Set[str]) -> None:
         """Drop the requests of these tasks, waiting or under way; returns at once. What is finished still comes."""
         with self._lock:

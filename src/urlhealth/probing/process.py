@@ -172,6 +172,10 @@ class ProbeProcess:
                 result = ProbeResult(target=request.target.key, **dict(zip(_FIELDS, values, strict=True)))
                 finished.append(Probed(request=request, result=result))
 
+    def dropped(self) -> list[ProbeRequest]:
+        """None: whatever is taken is probed."""
+        return []
+
     def cancel(self, task_ids: Set[str]) -> None:
         """Drop the requests of these tasks; returns at once. What is finished still comes."""
         gone = {number: request for number, request in self._requests.items() if request.task_id in task_ids}

@@ -130,6 +130,7 @@ class CeleryDispatcher:
         self._names: dict[str | None, str] = {}
         self._name_numbers = count(1)
         self._cancelled: dict[int, tuple[ProbeRequest, float]] = {}
+        self._dropped: list[ProbeRequest] = []
         self._inbox: list[Report] = []
         self._connection: Connection | None = None
         self._producer: Producer
@@ -179,6 +180,11 @@ class CeleryDispatcher:
                 self._inbox.clear()
             if (finished and (len(finished) >= at_least or not self._requests)) or self._timer() >= until_s:
                 return finished
+
+    def dropped(self) -> list[ProbeRequest]:
+        """Slots of monitors that no worker took in time, since the last call."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
     def cancel(self, task_ids: Set[str]) -> None:
         """Drop the requests of these tasks; returns at once. What is finished still comes."""
@@ -275,7 +281,7 @@ class CeleryDispatcher:
     def _give_up_silent(self) -> None:
         """Of batches of which nothing was heard for too long: send what is missing again.
 
-        A slot that no worker took in all that time is not kept: the monitor's next one is as good.
+        A slot that no worker took in all that time is dropped: the monitor's next one is as good.
         """
         now_s = self._timer()
         silent = [batch_id for batch_id, sent in self._batches.items() if now_s - sent.heard_s > sent.patience_s]
@@ -288,6 +294,7 @@ class CeleryDispatcher:
                 self._in_vain.update(sent.numbers)
                 for number in [number for number in sent.numbers if self._requests[number].due_ms is not None]:
                     self._end(number)
+                    self._dropped.append(self._requests[number])
                     self._settle(number)
             if batch_id in self._batches:
                 self._send_again(batch_id)
