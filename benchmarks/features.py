@@ -116,15 +116,15 @@ def rebuild(urls: int, rounds: int) -> None:
 
 
 def live(urls: int, rounds: int, seconds: int, rate: int) -> None:
-    """So many probes a second of URLs in turn, with that much history: from stored until readable online, and the rate."""
+    """So many probes a second of URLs in turn, with that much history: from stored to readable online, and the rate."""
     with tempfile.TemporaryDirectory(dir=BENCH) as home:
         store = Store(Path(home))
         store.fill(urls, rounds)
         store.pipeline.step()
         ages = run_live(store, urls, seconds, rate)
         print(
-            f"live: {rate:,} probes/s for {seconds} s, {urls:,} URLs with {rounds} probes each: readable online after p50 "
-            f"{np.median(ages):.2f}, p99 {np.quantile(ages, 0.99):.2f}, at most {ages.max():.2f} s",
+            f"live: {rate:,} probes/s for {seconds} s, {urls:,} URLs with {rounds} probes each: readable online after "
+            f"p50 {np.median(ages):.2f}, p99 {np.quantile(ages, 0.99):.2f}, at most {ages.max():.2f} s",
             flush=True,
         )
         # As fast as it can: the same again, all stored beforehand.
@@ -260,7 +260,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=NAMES, choices=(*NAMES, "joined"))
     parser.add_argument("--urls", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=10, help="probes of each URL before; live also with ten times that")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="probes of each URL before; live also with ten times that"
+    )
     parser.add_argument("--rate", type=int, default=3_000, help="probes a second, live")
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--rows", type=int, default=50_000_000)

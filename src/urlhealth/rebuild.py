@@ -1,7 +1,7 @@
 """All features made anew, part by part of the targets, in processes of their own where there are several parts.
 
-Targets of different parts share no host and no group, so parts know nothing of each other. A process reads the verdicts of
-its part by time, folds them batch by batch, and writes the states into the draft that will take the place of the
+Targets of different parts share no host and no group, so parts know nothing of each other. A process reads the verdicts
+of its part by time, folds them batch by batch, and writes the states into the draft that will take the place of the
 stores in use. What is carried of the part goes back to the writer.
 """
 

@@ -12,7 +12,16 @@ from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.runner import FEED_PAGE, CrawlRunner
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import StoreUnavailable
-from urlhealth.vocabulary import AdaptiveSchedule, Outcome, Probed, ProbeOptions, ProbeRequest, ProbeResult, ProbeSource, TaskStatus
+from urlhealth.vocabulary import (
+    AdaptiveSchedule,
+    Outcome,
+    Probed,
+    ProbeOptions,
+    ProbeRequest,
+    ProbeResult,
+    ProbeSource,
+    TaskStatus,
+)
 
 T0 = 1_800_000_000_000
 

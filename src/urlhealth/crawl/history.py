@@ -118,9 +118,7 @@ class History(Records):
             rows = connection.execute(query).all()
         columns = zip(*rows, strict=True) if rows else [()] * (5 + len(_NUMBERS))
         keys, hosts, groups, ids, outcomes, *numbers = columns
-        return _verdicts_of(
-            ids, outcomes, numbers, target=_strings(keys), host=_strings(hosts), group=_strings(groups)
-        )
+        return _verdicts_of(ids, outcomes, numbers, target=_strings(keys), host=_strings(hosts), group=_strings(groups))
 
     def parts(self, *, targets_a_part: int) -> Iterator[list[PartTarget]]:
         """All targets, as they are when the first part is asked for, in parts.
@@ -297,10 +295,7 @@ def _verdicts_of(
         health=np.array([HEALTH_CODES[outcome.health] for outcome in Outcome], np.int8)[codes],
         outcome=codes,
         **names,
-        **{
-            name: np.array(values, dtype)
-            for (name, dtype), values in zip(_NUMBERS.items(), numbers, strict=True)
-        },
+        **{name: np.array(values, dtype) for (name, dtype), values in zip(_NUMBERS.items(), numbers, strict=True)},
     )
 
 

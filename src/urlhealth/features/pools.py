@@ -122,9 +122,9 @@ def decayed_cumsum(values: Array, left: Array, first: Array, *, block: int = 32)
         left: float64, shape (m, h): what is left of the sum before. Not read where `first`.
         first: bool, shape (m,).
 
-    Where there are many runs, they are summed side by side. Otherwise blocks of each run are, then the blocks' ends in the
-    same way, which are carried in. All terms stay positive weights at most 1, so nothing overflows and no precision is
-    lost, however long the history.
+    Where there are many runs, they are summed side by side. Otherwise blocks of each run are, then the blocks' ends in
+    the same way, which are carried in. All terms stay positive weights at most 1, so nothing overflows and no precision
+    is lost, however long the history.
     """
     m = len(values)
     starts = np.flatnonzero(first)
