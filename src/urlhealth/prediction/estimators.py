@@ -44,7 +44,7 @@ _TINY = 1e-6
 #: Rows up to which one thread fits.
 _FEW_ROWS = 50_000
 #: Rows scored together: small enough for the cache.
-_CHUNK = 512
+_CHUNK = 64
 #: Leaves of a tree up to which a byte can say which of them are left.
 _BYTE: Final = 8
 
@@ -102,10 +102,33 @@ class Forest:
         """Mean log-odds over the training rows."""
         return self.base + float(self.value[self.root].sum())
 
+    @classmethod
+    def of_all(cls, forests: "Sequence[Forest]") -> "Forest":
+        """The trees of several forests, one after the other, without what these start from."""
+        first = np.cumsum([0, *(len(forest.value) for forest in forests)])
+        return cls(
+            root=np.concatenate([forest.root + start for forest, start in zip(forests, first, strict=False)]),
+            feature=np.concatenate([forest.feature for forest in forests]),
+            threshold=np.concatenate([forest.threshold for forest in forests]),
+            missing_left=np.concatenate([forest.missing_left for forest in forests]),
+            child=np.concatenate([forest.child + start for forest, start in zip(forests, first, strict=False)]),
+            value=np.concatenate([forest.value for forest in forests]),
+            depth=max(forest.depth for forest in forests),
+            base=0.0,
+        )
+
     def logits(self, X: Floats) -> Floats:
         """Log-odds, shape (n,)."""
-        chunks = [self._leaf_sums(X[start : start + _CHUNK]) for start in range(0, len(X), _CHUNK)]
-        return np.concatenate(chunks) if chunks else np.zeros(0)
+        logits: Floats = self.sums(X, [0])[0] + self.base
+        return logits
+
+    def sums(self, X: Floats, starts: Sequence[int]) -> Floats:
+        """Of each run of trees, which begin at `starts`, the sums of a row's leaves: shape (len(starts), n)."""
+        chunks = [
+            np.add.reduceat(self._leaf_values(X[start : start + _CHUNK]), starts, axis=0)
+            for start in range(0, len(X), _CHUNK)
+        ]
+        return np.concatenate(chunks, axis=1) if chunks else np.zeros((len(starts), 0))
 
     def contributions(self, X: Floats) -> Floats:
         """What each feature's splits on a row's paths moved its log-odds from the reference, shape of X.
@@ -131,7 +154,7 @@ class Forest:
 
     @cached_property
     def _splits(self) -> tuple[npt.NDArray[Any], ...] | None:
-        """The trees as tables for :meth:`_leaf_sums`, or None where a tree has more than 8 leaves.
+        """The trees as tables for :meth:`_leaf_values`, or None where a tree has more than 8 leaves.
 
         Slot by slot (s slots, t trees): the row of the values that are looked at, the threshold, and the byte in which
         the leaves left of the split are 0; then, (t, 256), the value of the first leaf that is still there.
@@ -167,8 +190,8 @@ class Forest:
         splits.append((node, ((1 << len(on_left)) - 1) << before))
         return on_left + self._leaves(int(right), before + len(on_left), splits)
 
-    def _leaf_sums(self, X: Floats) -> Floats:
-        """Log-odds of some rows. A row's leaf is the first that none of the splits it takes to the right excludes.
+    def _leaf_values(self, X: Floats) -> Floats:
+        """Of some rows, what the leaf of each tree adds: (trees, n). It is the first left by all splits.
 
         QuickScorer (C. Lucchese et al., 2015): all splits are looked at, with neither branches nor steps that wait for
         each other, in a third of the time that walking takes.
@@ -182,15 +205,15 @@ class Forest:
         to_the_right = (values[row] > threshold).view(np.uint8)
         kept = (mask | (to_the_right - np.uint8(1))).reshape(-1, len(first), len(X))
         left = np.bitwise_and.reduce(kept, axis=0)
-        sums: Floats = first[np.arange(len(first))[:, None], left].sum(axis=0) + self.base
-        return sums
+        found: Floats = first[np.arange(len(first))[:, None], left]
+        return found
 
     def _walked(self, X: Floats) -> Floats:
         node = self._roots(X)
         for _ in range(self.depth):
             node = self._step(X, node)
-        sums: Floats = self.value[node].sum(axis=1) + self.base
-        return sums
+        found: Floats = self.value[node].T
+        return found
 
     def _roots(self, X: Floats) -> npt.NDArray[np.int32]:
         return np.broadcast_to(self.root, (len(X), len(self.root)))
@@ -337,6 +360,65 @@ def _mixed(linear: Any, trees: Any) -> Any:
     return LINEAR_SHARE * linear + (1 - LINEAR_SHARE) * trees
 
 
+class _Together:
+    """Fitted `LogitMean`s of the same columns: their log-odds at once, which differ from each one's in rounding only.
+
+    Of one row, the number of calls is what takes time. The exponential of a value within limits is one within theirs,
+    so curved columns are columns like others; and the products make a quadratic form. What is missing counts
+    as the mean, as it does in `LogitMean`.
+    """
+
+    def __init__(self, parts: Sequence[LogitMean]) -> None:
+        columns = parts[0].low_.size + len(parts[0].curved_)
+        self._curved = parts[0].curved_
+        self._low, self._high = (
+            np.array([np.append(limit, np.exp(limit[self._curved])) for limit in limits])[:, None]
+            for limits in ([part.low_ for part in parts], [part.high_ for part in parts])
+        )
+        self._mean = np.array([part.mean_[:columns] for part in parts])[:, None]
+        self._slope = np.array([part.coef_[:columns] / part.scale_[:columns] for part in parts])[..., None]
+        self._intercept = np.array([[part.intercept_] for part in parts])
+        #: Numbers of the parts with products, and with trees.
+        self._products = [i for i, part in enumerate(parts) if len(part.first_)]
+        self._boosted = [i for i, part in enumerate(parts) if part.forest_ is not None]
+        if self._products:
+            some = [parts[i] for i in self._products]
+            self._multiplied = np.unique(some[0].first_)
+            self._center, self._spread = (
+                np.array([getattr(part, name)[self._multiplied] for part in some])[:, None]
+                for name in ("center_", "spread_")
+            )
+            shape = (len(some), len(self._multiplied), len(self._multiplied))
+            self._square, self._mean_square = np.zeros(shape), np.zeros(shape)
+            first, second = (np.searchsorted(self._multiplied, each) for each in (some[0].first_, some[0].second_))
+            for k, part in enumerate(some):
+                slope = part.coef_[columns:] / part.scale_[columns:]
+                self._square[k, first, second] = slope
+                self._mean_square[k, first, second] = slope * part.mean_[columns:]
+        forests = [part.forest_ for part in parts if part.forest_ is not None]
+        if forests:
+            self._forest = Forest.of_all(forests)
+            self._starts = np.cumsum([0, *(len(forest.root) for forest in forests[:-1])]).tolist()
+            self._base = np.array([[forest.base] for forest in forests])
+
+    def logits(self, X: Floats) -> Floats:
+        """Log-odds, shape (parts, n)."""
+        wide = np.concatenate([X, np.exp(X[:, self._curved])], axis=1)
+        within = np.minimum(np.maximum(wide, self._low), self._high)
+        moved = np.where(np.isnan(wide), 0.0, within - self._mean)
+        logits: Floats = (moved @ self._slope)[..., 0] + self._intercept
+        if self._products:
+            z = (within[self._products][..., self._multiplied] - self._center) / self._spread
+            there = ~np.isnan(X[:, self._multiplied]) * 1.0
+            z = np.where(there, np.clip(z, -_FAR, _FAR), 0.0)
+            for each, matrix, sign in ((z, self._square, 1), (there, self._mean_square, -1)):
+                logits[self._products] += sign * ((each @ matrix) * each).sum(axis=-1)
+        if self._boosted:
+            trees = self._forest.sums(X, self._starts) + self._base
+            logits[self._boosted] = _mixed(logits[self._boosted], trees)
+        return logits
+
+
 class HealthForecaster(BaseEstimator):
     """All probabilities of :data:`urlhealth.vocabulary.PROBABILITIES` for each row, in one call.
 
@@ -426,14 +508,26 @@ class HealthForecaster(BaseEstimator):
         """
         X, failing = self._rows(X)
         P = np.ones((len(X), len(PROBABILITIES)))
-        for j, output in enumerate(PROBABILITIES):
-            P[~failing, j] = _probability(self.if_up_[output].logits(X[~failing]))
-            if output in self.if_failing_ and failing.any():
-                P[failing, j] = _probability(self.if_failing_[output].logits(X[failing]))
+        for (columns, together), wanted in zip(self._together, (~failing, failing), strict=True):
+            rows = np.flatnonzero(wanted)
+            for some in np.split(rows, range(_CHUNK, len(rows), _CHUNK)) if len(rows) else ():
+                P[some[:, None], columns] = _probability(together.logits(X[some])).T
         horizons = len(HORIZONS_H)
         P[:, :horizons] = np.maximum.accumulate(P[:, :horizons], axis=1)
         P[:, horizons:] = np.minimum(P[:, horizons:], P[:, :horizons])
         return P
+
+    @cached_property
+    def _together(self) -> list[tuple[list[int], _Together]]:
+        """What scores a target that is up, and one that is failing: which outputs, and their models."""
+        return [
+            ([PROBABILITIES.index(output) for output in parts], _Together(list(parts.values())))
+            for parts in (self.if_up_, self.if_failing_)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_together"}
 
     def reference(self, output: str) -> float:
         """Log-odds that the contributions to an output start from: those of an average target that is up."""
