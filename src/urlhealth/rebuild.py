@@ -8,7 +8,7 @@ stores in use. What is carried of the part goes back to the writer.
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -50,7 +50,7 @@ class Rebuild:
     late_s: float
     created_ms: int
 
-    def parts(self, probes: CrawlStore) -> Iterator[Folded]:
+    def parts(self, probes: CrawlStore) -> Generator[Folded, None, None]:
         """Fold all parts; memory is bounded by the parts under way, two for each core."""
         parts = enumerate(probes.parts(targets_a_part=TARGETS))
         first = list(islice(parts, 2))

@@ -151,7 +151,7 @@ class History(Records):
         import numpy as np
 
         ids = np.array([target.id for target in part], np.int64)
-        keys, hosts, groups = (_strings([target[i] for target in part]) for i in (1, 2, 3))
+        keys, hosts, groups = (_strings(names) for names in list(zip(*part, strict=True))[1:])
         columns = ", ".join(_not_null(name) for name in _NUMBERS)
         with self._engine.connect() as connection:
             # The ids as one parameter: there may be more than a list takes.
@@ -282,7 +282,7 @@ def _parts(connection: sa.Connection, targets_a_part: int) -> Iterator[list[str]
 
 
 def _verdicts_of(
-    ids: Sequence[int], outcomes: Sequence[str], numbers: Iterable[Sequence[float]], **names: "npt.NDArray[np.object_]"
+    ids: Sequence[int], outcomes: Sequence[str], numbers: Iterable[Sequence[float]], **names: Any
 ) -> "Verdicts":
     # Imported here, because a crawl reads no verdicts: numpy alone takes a tenth of a second.
     import numpy as np
@@ -290,12 +290,15 @@ def _verdicts_of(
     from urlhealth.features.verdicts import HEALTH_CODES, Verdicts
 
     codes = np.array([*map(_CODES.__getitem__, outcomes)], np.int32)
+    columns: dict[str, Any] = {
+        name: np.array(values, dtype) for (name, dtype), values in zip(_NUMBERS.items(), numbers, strict=True)
+    }
     return Verdicts(
         probe_id=np.array(ids, np.int64),
         health=np.array([HEALTH_CODES[outcome.health] for outcome in Outcome], np.int8)[codes],
         outcome=codes,
+        **columns,
         **names,
-        **{name: np.array(values, dtype) for (name, dtype), values in zip(_NUMBERS.items(), numbers, strict=True)},
     )
 
 
