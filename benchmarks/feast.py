@@ -124,7 +124,7 @@ def _store(home: Path, kind: str, source: str) -> "FeatureStore":
     view = FeatureView(
         name="stats",
         entities=[entity],
-        ttl=timedelta(days=365),
+        ttl=timedelta(days=3650),
         schema=[Field(name=name, dtype=Float32) for name in _FEATURES],
         source=FileSource(path=str(home / source), timestamp_field="event_timestamp"),
     )

@@ -13,7 +13,19 @@ from feast.types import Float64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contract.test_feast_online import ENGINE, NOW, OURS, alone, any_type, frame, make, plain, write_offline
+from tests.contract.test_feast_online import (
+    ENGINE,
+    NOW,
+    OURS,
+    alone,
+    any_type,
+    brief,
+    brief_rows,
+    frame,
+    make,
+    plain,
+    write_offline,
+)
 from urlhealth.errors import ConfigurationError, InvalidRequest, StoreUnavailable
 from urlhealth.feast_stores.arrays import ServiceReader, ViewArrays
 
@@ -120,6 +132,27 @@ def test_each_entity_is_fresh_stale_or_missing(store: FeatureStore) -> None:
     assert ages_s.tolist() == [20, 6, 5, -9]
     # Views without a TTL are never stale unless the reader is told from when on.
     assert reader.read(asked, now_ms=NOW_MS)["plain"].status.tolist() == ["fresh"] * 4 + ["missing"]
+
+
+def test_what_is_older_than_the_ttl_has_no_values(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `get_online_features` answers, whatever counts as fresh."""
+    numbers = brief[["x"]].with_name("numbers")
+    store.apply([brief, FeatureService(name="brief", features=[brief]), FeatureService(name="x", features=[numbers])])
+    store.write_to_online_store("brief", brief_rows(61, 60, 20, 0))
+    now_ms, asked = round(NOW.timestamp() * 1000), {"driver_id": [3, 0, 999, 1, 2, 0]}
+    monkeypatch.setattr(store._get_provider().online_store, "_clock", lambda: now_ms)
+    expected = store.get_online_features(
+        store.get_feature_service("brief"), [{"driver_id": i} for i in asked["driver_id"]]
+    ).to_dict()
+    stale, older = ["fresh", "stale", "missing", "fresh", "fresh", "stale"], [1, 5]
+    for fresh_for, changed in ((None, {}), (timedelta(days=9), {}), (timedelta(minutes=30), {3: "stale"})):
+        found = ServiceReader(store, "brief").read(asked, now_ms=now_ms, fresh_for=fresh_for)["brief"]
+        for name in found.features:
+            assert [python(value) for value in found.column(name).tolist()] == expected[name]
+        assert found.status.tolist() == [changed.get(i, word) for i, word in enumerate(stale)]
+        assert found.event_us[older].tolist() == [(now_ms - 61 * 60_000) * 1000] * 2
+        matrix = ServiceReader(store, "x").read(asked, now_ms=now_ms, fresh_for=fresh_for)["numbers"].matrix()
+        np.testing.assert_array_equal(matrix[:, 0], [3.5, np.nan, np.nan, 1.5, 2.5, np.nan])
 
 
 def test_what_cannot_be_read_is_said(store: FeatureStore, tmp_path: Path) -> None:

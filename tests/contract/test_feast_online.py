@@ -13,6 +13,7 @@ import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.infra.online_stores.online_store import OnlineStore
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RepoConfig
@@ -58,6 +59,13 @@ def source(name: str) -> FileSource:
 
 plain = FeatureView(name="plain", entities=[driver, city], schema=PLAIN, source=source("plain"))
 any_type = FeatureView(name="any_type", entities=[driver], schema=[*PLAIN, *OTHER], source=source("any_type"))
+brief = FeatureView(
+    name="brief",
+    entities=[driver],
+    schema=[Field(name="x", dtype=Float32), Field(name="i", dtype=Int64), Field(name="text", dtype=String)],
+    source=source("brief"),
+    ttl=timedelta(hours=1),
+)
 alone = FeatureView(name="alone", entities=[], schema=[Field(name="x", dtype=Int64)], source=source("alone"))
 
 
@@ -232,6 +240,57 @@ def test_a_late_write_does_not_overwrite(stores: tuple[FeatureStore, FeatureStor
     write_offline(store, plain, rows.assign(i8=4, event_timestamp=NOW - timedelta(seconds=9)))
     store.materialize(NOW - timedelta(days=1), NOW)
     assert online(store, plain, rows)["i8"] == [1]
+
+
+def brief_rows(*minutes_old: float) -> pd.DataFrame:
+    """Rows of drivers 0, 1, 2, ... of view `brief`, some minutes before NOW."""
+    n = len(minutes_old)
+    return pd.DataFrame(
+        {
+            "driver_id": np.arange(n),
+            "event_timestamp": [NOW - timedelta(minutes=old) for old in minutes_old],
+            "created": NOW,
+            "x": np.arange(n, dtype=np.float32) + 0.5,
+            "i": np.arange(n) + 1,
+            "text": [f"text {i}" for i in range(n)],
+        }
+    )
+
+
+def test_expired_values_are_not_served(
+    stores: tuple[FeatureStore, FeatureStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is exactly as old as the TTL is served, as a point-in-time join does."""
+    store, rows, now = stores[0], brief_rows(61, 60, 0), [NOW]
+    store.apply([brief])
+    provider = store._get_provider()
+    monkeypatch.setattr(provider.online_store, "_clock", lambda: round(now[0].timestamp() * 1000))
+    store.write_to_online_store("brief", rows)
+    asked = [{"driver_id": i} for i in (0, 1, 2, 999)]
+    refs = ["brief:x", "brief:i", "brief:text"]
+    found = store.get_online_features(refs, asked)
+    values = found.to_dict()
+    assert [values[name] for name in ("x", "i", "text")] == [
+        [None, 1.5, 2.5, None],
+        [None, 2, 3, None],
+        [None, "text 1", "text 2", None],
+    ]
+    for name, vector in zip(found.proto.metadata.feature_names.val, found.proto.results, strict=True):
+        if name != "driver_id":
+            expected = ["OUTSIDE_MAX_AGE", "PRESENT", "PRESENT", "NOT_FOUND"]
+            assert [FieldStatus.Name(status) for status in vector.statuses] == expected
+            assert vector.event_timestamps[0].ToDatetime(tzinfo=UTC) == NOW - timedelta(minutes=61)
+    keys = [EntityKey(join_keys=["driver_id"], entity_values=[Value(int64_val=i)]) for i in (0, 2)]
+    (event, none), (_, some) = provider.online_read(store.config, store.get_feature_view("brief"), keys, ["i"])
+    assert (event, none, some) == (NOW - timedelta(minutes=61), None, {"i": Value(int64_val=3)})
+
+    now[0] += timedelta(minutes=30)
+    assert store.get_online_features(refs, asked).to_dict()["i"] == [None, None, 3, None]
+    store.write_to_online_store("brief", brief_rows(0))
+    assert store.get_online_features(refs, asked).to_dict()["i"] == [1, None, 3, None]
+    with monkeypatch.context() as generic:
+        generic.setattr(PackedOnlineStore, "_read_features_per_fv", OnlineStore._read_features_per_fv)
+        assert store.get_online_features(refs, asked).to_dict()["i"] == [1, None, 3, None]
 
 
 def test_a_changed_schema_is_said_and_apply_makes_room(

@@ -101,13 +101,16 @@ def _together(
     present = np.zeros(numbers.shape, bool)
     present[:, found] = ~layout.nulls(heads, names)
     present &= ~np.isnan(numbers)
-    flat, way = numbers.reshape(-1), _WIRE[kind]
-    number = Value.DESCRIPTOR.fields_by_name[_VALUES[kind]].number
-    encoded = wire.varints(flat.astype(np.int64)) if way == wire.VARINT else wire.fixed(flat)
-    values = wire.joined(wire.constant(wire.tag(number, way), len(flat)), encoded, where=present.reshape(-1))
-    values = wire.messages(_VECTOR["values"].number, values)
-    ends = np.cumsum(values.sizes.reshape(numbers.shape).sum(axis=1)).tolist()
-    whole = bytes(values)
+    number, way = Value.DESCRIPTOR.fields_by_name[_VALUES[kind]].number, _WIRE[kind]
+    tag, vector = wire.tag(number, way), _VECTOR["values"].number
+    if way == wire.VARINT:
+        flat = numbers.reshape(-1).astype(np.int64)
+        bodies = wire.joined(wire.constant(tag, len(flat)), wire.varints(flat), where=present.reshape(-1))
+        values = wire.messages(vector, bodies)
+        sizes, whole = values.sizes.reshape(numbers.shape).sum(axis=1), bytes(values)
+    else:
+        sizes, whole = wire.fixed_messages(vector, tag, numbers, where=present)
+    ends = np.cumsum(sizes).tolist()
     return {name: whole[start:end] for name, start, end in zip(names, [0, *ends], ends, strict=False)}
 
 

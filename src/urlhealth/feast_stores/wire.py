@@ -49,18 +49,14 @@ def varint(value: int) -> bytes:
 
 def varints(values: npt.NDArray[np.int64]) -> Pieces:
     """Each number (negative ones in ten bytes, as Protobuf's int64 has them); shape (n,)."""
-    shifted = values.astype(np.int64).view(np.uint64)[:, None] >> np.arange(0, 7 * _VARINT_BYTES, 7, dtype=np.uint64)
+    least, most = int(values.min(initial=0)), int(values.max(initial=0))
+    width = _VARINT_BYTES if least < 0 else max((most.bit_length() + 6) // 7, 1)
+    shifted = values.astype(np.int64).view(np.uint64)[:, None] >> np.arange(0, 7 * width, 7, dtype=np.uint64)
     used = shifted != 0
     used[:, 0] = True
     data = (shifted & np.uint64(0x7F)).astype(np.uint8)
     data[:, :-1] |= used[:, 1:].astype(np.uint8) << 7
     return Pieces(data=data, used=used)
-
-
-def fixed(values: npt.NDArray[np.generic]) -> Pieces:
-    """Each number as it is in memory, little-endian; shape (n,)."""
-    data = np.ascontiguousarray(values).view(np.uint8).reshape(len(values), -1)
-    return Pieces(data=data, used=np.ones(data.shape, bool))
 
 
 def constant(value: bytes, n: int) -> Pieces:
@@ -80,3 +76,28 @@ def joined(*pieces: Pieces, where: npt.NDArray[np.bool_] | None = None) -> Piece
 def messages(number: int, bodies: Pieces) -> Pieces:
     """Each body as a message in field `number` of the message around it."""
     return joined(constant(tag(number, BYTES), len(bodies.data)), varints(bodies.sizes), bodies)
+
+
+def fixed_messages(
+    number: int, inner: bytes, values: npt.NDArray[np.generic], *, where: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], bytes]:
+    """Messages in field `number`, each of one number of fixed size after its tag, or empty where not in `where`.
+
+    Args:
+        inner: the numbers' tag.
+        values: little-endian, shape (k, n), as `where`.
+
+    Returns:
+        Bytes of each of the k rows of messages, shape (k,), and all of them, one after the other.
+    """
+    start = tag(number, BYTES) + varint(len(inner) + values.itemsize) + inner
+    data = np.empty((*values.shape, len(start) + values.itemsize), np.uint8)
+    data[..., : len(start)] = np.frombuffer(start, np.uint8)
+    data[..., len(start) :] = values.view(np.uint8).reshape(*values.shape, -1)
+    if where.all():
+        return np.full(len(values), data[0].size), data.tobytes()
+    size_at = len(start) - len(inner) - 1  # a varint of one byte
+    data[..., size_at][~where] = 0
+    used = np.ones(data.shape, bool)
+    used[..., size_at + 1 :] = where[..., None]
+    return used.sum(axis=(1, 2)), data[used].tobytes()
