@@ -26,7 +26,7 @@ from urlhealth.errors import ConfigurationError, StoreUnavailable
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.compaction import Compactor
 from urlhealth.feast_stores.consistency import Consistency, compare
-from urlhealth.feast_stores.packed import Layout
+from urlhealth.feast_stores.packed import TIMES, Layout
 from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_FILE, online_rows, store_path
 from urlhealth.feast_stores.rows import OnlineRows, Row, string_keys, table_name
 from urlhealth.features.catalog import STATE_VIEWS, URL_STATE
@@ -372,7 +372,7 @@ class Draft:
         self._online = online
         self._tables = tables
         self._drafts = {view: f"{name}.{table}" for view, table in tables.items()}
-        self._newest: dict[StateView, dict[bytes, Row]] = {}
+        self._newest: dict[StateView, dict[bytes, bytes]] = {}
 
     def write(self, rows: StateRows, *, segment: str, created_ms: int) -> None:
         """Add states offline, and those that are the newest of their entities online at :meth:`flush`.
@@ -386,9 +386,9 @@ class Draft:
                 self._folder / view.name, _arrow(rows, created_ms), timestamp_column=_EVENT, segment=segment
             )
             newest = self._newest.setdefault(view, {})
-            for row in _packed(rows, created_ms):
-                if (before := newest.get(row[0])) is None or before[1:3] <= row[1:3]:
-                    newest[row[0]] = row
+            for key, row in _packed(rows, created_ms):
+                if (before := newest.get(key)) is None or TIMES.unpack_from(before) <= TIMES.unpack_from(row):
+                    newest[key] = row
 
     def flush(self) -> None:
         """Write online what was held back since the last time.
@@ -397,7 +397,7 @@ class Draft:
             StoreUnavailable: the store cannot be written.
         """
         for view, newest in self._newest.items():
-            self._online.write(self._drafts[view], _layout(view), newest.values())
+            self._online.write(self._drafts[view], _layout(view), newest.items())
         self._newest = {}
 
     def publish(self) -> None:
@@ -406,6 +406,7 @@ class Draft:
         Raises:
             StoreUnavailable: a store cannot be written.
         """
+        self.flush()
         try:
             for view in self._tables:
                 segments.replace(self._offline / view.name, self._folder / view.name)
