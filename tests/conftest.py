@@ -12,15 +12,10 @@ import pytest
 from demo.sample_web import SampleWeb, sites
 
 ROOT = Path(__file__).resolve().parents[1]
-#: What runs only in `.ci/run`, which sets URLHEALTH_REQUIRE_SERVICES: it needs all services, or takes long.
+#: What runs only in `.ci/run`, which sets URLHEALTH_REQUIRE_SERVICES: it needs all services.
 ONLY_IN_CI = (
-    "tests/acceptance/test_bento_build.py",
     "tests/acceptance/test_browser.py",
-    "tests/acceptance/test_ci_use.py",
-    "tests/acceptance/test_client.py",
-    "tests/acceptance/test_remote_cli.py",
     "tests/acceptance/test_scaled_out.py",
-    "tests/acceptance/test_tutorial.py",
     "tests/faults/",
     "tests/integration/test_gateway.py",
     "tests/integration/test_workers.py",

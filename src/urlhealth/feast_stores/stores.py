@@ -337,8 +337,9 @@ class FeatureStores:
 
     @cached_property
     def _feast(self) -> "FeatureStore":
-        from feast import FeatureStore
-        from feast.repo_config import RepoConfig
+        with _types_unchecked():
+            from feast import FeatureStore
+            from feast.repo_config import RepoConfig
 
         config = RepoConfig(**copy.deepcopy(self._yaml))
         config.repo_path = _REPO
@@ -486,6 +487,21 @@ def give_way() -> None:
 def _applied(settings: Settings) -> bool:
     quiet_third_parties()
     return FeatureStores(settings).apply()
+
+
+@contextmanager
+def _types_unchecked() -> Iterator[None]:
+    """Feast is imported in a third of the time: to check types of callers, typeguard rewrites its sources each time."""
+    import typeguard
+
+    def unchecked(target: Any = None, **_: Any) -> Any:
+        return unchecked if target is None else target
+
+    checked, typeguard.typechecked = typeguard.typechecked, unchecked
+    try:
+        yield
+    finally:
+        typeguard.typechecked = checked
 
 
 def _apply(store: "FeatureStore") -> None:
