@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     online_store: str = Field(
         "",
         description="Redis server of the newest features, like `redis://HOST:PORT/DB?prefix=NAME`. "
-        "Empty: SQLite in the home folder.",
+        "Empty: an LMDB file in the home folder.",
     )
     host: str = Field(
         "127.0.0.1", description="Address that the server listens on; loopback only, unless there are API keys."
