@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 import polars as pl
 
+from urlhealth.crawl.adaptive import SLICE
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.runner import AHEAD_MS
@@ -166,7 +167,7 @@ def live(targets: int, due_per_s: int, seconds: int) -> None:
             return len(due)
 
         started, turns = time.process_time(), 0
-        while turns < WARM_UP_TURNS or store.pools(limit=1).items[0].report is None:
+        while turns < WARM_UP_TURNS + targets // SLICE or store.pools(limit=1).items[0].report is None:
             turn()
             turns += 1
         used, passed_s = time.process_time() - started, turns * TURN_MS / 1000

@@ -181,8 +181,28 @@ class TestCarried:
         with pytest.raises(LeaseLost, match="a rebuild was asked for"):
             carried.save(4, {}, lease=lease)
         assert carried.position() == REBUILD
+        carried.forget(lease=lease)
         assert carried.load("url", ["a"]) == {}
         carried.save(1, {}, lease=lease)
+
+    def test_what_a_rebuild_adds_is_refused_when_another_one_is_asked_for(
+        self, engine: sa.Engine, lease: Lease, other: Lease
+    ) -> None:
+        carried = CarriedStore(engine)
+        CarriedStore(engine).clear(lease=other)
+        assert carried.position() == REBUILD
+        states = {f"https://h{i}.example.com/": b"1" for i in range(4_500)}
+        carried.add({"url": states, "host": {"h": b"2"}}, lease=lease)
+        assert carried.load("url", [*states]) == states
+        assert carried.position() == REBUILD
+        CarriedStore(engine).clear(lease=other)
+        with pytest.raises(LeaseLost, match="a rebuild was asked for"):
+            carried.add({"group": {"g": b"3"}}, lease=lease)
+        with pytest.raises(LeaseLost):
+            carried.forget(lease=lease)
+        assert carried.position() == REBUILD
+        carried.forget(lease=lease)
+        assert (carried.load("url", [*states]), carried.load("host", ["h"])) == ({}, {})
 
     def test_a_rebuild_is_asked_for_between_the_writers_transactions(
         self, engine: sa.Engine, lease: Lease, other: Lease
@@ -199,4 +219,3 @@ class TestCarried:
             carried.save(3, {"url": {"a": b"1"}}, lease=lease, publish=publish)
             asking[0].result(timeout=10)
         assert carried.position() == REBUILD
-        assert carried.load("url", ["a"]) == {}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +20,7 @@ from tests.misbehaving import OK, Behaviour, say, serving
 from tests.support import BIN, environment, free_port, program, run, wait_until
 from urlhealth.errors import ConfigurationError
 from urlhealth.probing.broker import Batch, Report, heard, make_app, told
-from urlhealth.probing.queue import CeleryDispatcher
+from urlhealth.probing.queue import UNTAKEN_S, CeleryDispatcher
 from urlhealth.probing.urls import parse_target
 from urlhealth.vocabulary import Attempt, Outcome, Probed, ProbeOptions, ProbeRequest, ProbeResult
 
@@ -35,9 +36,9 @@ class Bench:
         names = {"URLHEALTH_BROKER_URL": self.url, "URLHEALTH_BROKER_PREFIX": self.prefix}
         return self.stack.enter_context(closing(WorkerProcess(self.home, *arguments, **names | settings)))
 
-    def dispatcher(self, **more: float) -> CeleryDispatcher:
+    def dispatcher(self, **more: Any) -> CeleryDispatcher:
         app = make_app(self.url, prefix=self.prefix)
-        made = CeleryDispatcher(app, prefix=self.prefix, worker_id="tests", concurrency=64, **more)  # type: ignore[arg-type]
+        made = CeleryDispatcher(app, prefix=self.prefix, worker_id="tests", concurrency=64, **more)
         return self.stack.enter_context(closing(made))
 
     def serve(self, behave: Behaviour) -> int:
@@ -158,6 +159,22 @@ def test_a_region_is_probed_by_its_own_workers(on_redis: Bench) -> None:
         found[f"{region} {probed.worker_id}"] += 1
     assert sorted(found.values()) == [2, 2]
     assert len({key.split()[1] for key in found}) == 2
+
+
+def test_a_slot_in_a_region_without_workers_is_dropped_and_told(on_redis: Bench) -> None:
+    skipped_s = 0.0
+    dispatcher = on_redis.dispatcher(timer=lambda: time.monotonic() + skipped_s)
+    slot = ProbeRequest(target=parse_target("http://a.localhost/"), monitor_id="m", due_ms=1, region="nowhere")
+    url = ProbeRequest(target=parse_target("http://b.localhost/"), target_id=1, task_id="task")
+    room = dispatcher.capacity
+    dispatcher.submit([slot, url])
+    assert dispatcher.results(0.1) == []
+    assert dispatcher.dropped() == []
+    skipped_s = UNTAKEN_S
+    assert dispatcher.results(0.1) == []
+    assert dispatcher.dropped() == [slot]
+    assert dispatcher.dropped() == []
+    assert dispatcher.capacity == room - 1  # the URL of a task waits on
 
 
 def test_batches_and_reports_come_out_as_they_went_in() -> None:
