@@ -6,7 +6,17 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator
 
 from serving.freshness import OnStale
-from serving.schemas.common import FewUrls, Horizon, RequestBody, Target, Time, Url, rfc3339, rfc3339_or_none
+from serving.schemas.common import (
+    FewUrls,
+    Horizon,
+    RequestBody,
+    Target,
+    Time,
+    Url,
+    all_rfc3339,
+    rfc3339,
+    rfc3339_or_none,
+)
 from urlhealth import vocabulary as words
 from urlhealth.crawl.current import CurrentPrediction
 from urlhealth.vocabulary import Freshness, Health
@@ -129,7 +139,7 @@ def predictions_items(forecasts: words.Forecasts) -> list[dict[str, Any]]:
 
     Hundreds of them are quicker written as they are than as models.
     """
-    observed_at = [*map(rfc3339_or_none, forecasts.observed_ms)]
+    observed_at = all_rfc3339(forecasts.observed_ms)
     each, model, version, reasons = len(forecasts.horizons), forecasts.model, forecasts.model_version, forecasts.reasons
     return [
         {

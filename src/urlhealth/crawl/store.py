@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import fields
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 
 from urlhealth.crawl.bulk import Bulk
-from urlhealth.crawl.database import run, writing
+from urlhealth.crawl.database import chunks, run, writing
 from urlhealth.crawl.erasing import Erasing
 from urlhealth.crawl.history import History
 from urlhealth.crawl.monitors import MonitorStore
@@ -25,7 +26,10 @@ _LOGGED: Final = tuple(f.name for f in fields(Prediction) if f.name in predictio
 # Enumerations by value: a driver may take the name otherwise.
 _logged: Final = attrgetter(*(f"{name}.value" if name in ("status", "health") else name for name in _LOGGED))
 _COLUMNS: Final = ("owner", "request_id", "ts_ms", *_LOGGED)
-_INSERT: Final = f"INSERT INTO predictions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_INSERT: Final = f"INSERT INTO predictions ({', '.join(_COLUMNS)}) VALUES"
+_ROW: Final = f"({', '.join('?' * len(_COLUMNS))})"
+#: Rows of the log in one statement: with one each, the thread that answers requests would be interrupted for each.
+_ROWS: Final = 250
 
 
 class CrawlStore(
@@ -42,7 +46,9 @@ class CrawlStore(
         rows = [(answer.owner, answer.request_id, answer.ts_ms, *said) for answer in served for said in _said(answer)]
         if rows:
             with writing(self._engine) as connection:
-                run(connection, _INSERT, rows)
+                for some in chunks(rows, _ROWS):
+                    values = ", ".join([_ROW] * len(some))
+                    run(connection, f"{_INSERT} {values}", [tuple(chain.from_iterable(some))])
 
 
 def _said(answer: Served) -> Iterable[tuple[Any, ...]]:
