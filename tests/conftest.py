@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from demo.sample_web import SampleWeb, sites
+
+# How busy the machine is decides nothing.
+settings.register_profile("urlhealth", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("urlhealth")
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What runs only in `.ci/run`, which sets URLHEALTH_REQUIRE_SERVICES: it needs all services.
