@@ -342,6 +342,23 @@ def test_a_single_file_of_another_repo(store: FeatureStore, offline: Path) -> No
         store.get_historical_features(entity_df=entities, features=["one:count"]).to_df()
 
 
+def test_entity_rows_may_be_a_query_on_the_views_sources_and_on_files(
+    store: FeatureStore, offline: Path, tmp_path: Path
+) -> None:
+    write_weather(offline, [("x", 1.0, 1, "fair"), ("x", 2.0, 2, "rain"), ("y", 1.5, 3, "fog")])
+    entities = pd.DataFrame({"city": ["x", "x", "y"], "event_timestamp": pd.to_datetime([at(1), at(2), at(1.5)])})
+    expected = store.get_historical_features(entity_df=entities, features=["weather:count"]).to_df()
+    assert expected["count"].tolist() == [1, 2, 3]
+    entities.to_parquet(tmp_path / "asked.parquet")
+    for table in ("weather_source", f"read_parquet('{tmp_path}/asked.parquet')"):
+        sql = f"SELECT city, event_timestamp FROM {table} ORDER BY city, event_timestamp"
+        found = store.get_historical_features(entity_df=sql, features=["weather:count"]).to_df()
+        assert found["count"].tolist() == [1, 2, 3]
+        assert found["city"].tolist() == ["x", "x", "y"]
+        one = f"SELECT city, event_timestamp FROM {table} WHERE city = 'y'"
+        assert len(store.get_historical_features(entity_df=one, features=["weather:count"]).to_df()) == 1
+
+
 def test_what_cannot_be_answered_is_said(store: FeatureStore, offline: Path) -> None:
     write_weather(offline, [("x", 1.0, 1, "fair")])
     entities = pd.DataFrame({"city": ["x"], "event_timestamp": pd.to_datetime([at(1)])})
@@ -349,8 +366,9 @@ def test_what_cannot_be_answered_is_said(store: FeatureStore, offline: Path) -> 
         store.get_historical_features(entity_df=entities, features=["trips:count"]).to_df()
     with pytest.raises(ValueError, match="column count comes twice"):
         store.get_historical_features(entity_df=entities.assign(count=0), features=["weather:count"]).to_df()
-    with pytest.raises(ValueError, match="entity rows as SQL are not supported"):
-        store.get_historical_features(entity_df="SELECT 1", features=["weather:count"])
+    for sql in ("SELECT * FROM elsewhere", "SELECT", "DROP TABLE weather"):
+        with pytest.raises(ValueError, match="entity rows as SQL: .*tables are"):
+            store.get_historical_features(entity_df=sql, features=["weather:count"])
     torn = segments.files(offline / "weather")[0].with_name("torn.parquet")
     torn.write_bytes(b"PAR1 and no more")
     with pytest.raises(StoreUnavailable, match=r"torn\.parquet is not a whole Parquet file"):

@@ -114,10 +114,12 @@ class UrlHealthOfflineStore(OfflineStore):
     ) -> RetrievalJob:
         """Entity rows in their order, each with the feature values that were the newest at its timestamp.
 
+        They may be a query (Polars SQL), in which the sources of the views are tables by their names.
+
         Without entity rows: every entity with values in [start_date, end_date], as of end_date.
         """
         if isinstance(entity_df, str):
-            raise ValueError("entity rows as SQL are not supported: give a pandas, Arrow or Polars frame")
+            entity_df = sources.query(config, [view.batch_source for view in feature_views], entity_df)
         if entity_df is None:
             start_date, end_date = compute_non_entity_date_range(feature_views, start_date, end_date)
             rows = history.entities_seen(config, feature_views, start_date, end_date)

@@ -94,6 +94,19 @@ def read(
     return rows
 
 
+def query(config: RepoConfig, tables: Sequence[DataSource], sql: str) -> pl.DataFrame:
+    """What a SELECT gives, by Polars; these sources are tables by their names, other files by `read_parquet('...')`.
+
+    Raises:
+        ValueError: the query cannot be answered; says why.
+    """
+    frames = {source.name: segments.scan(source_path(config, source)) for source in tables}
+    try:
+        return pl.SQLContext(frames).execute(sql).collect()
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"entity rows as SQL: {error}; tables are {sorted(frames)}") from error
+
+
 def _us(moment: datetime | None) -> int | None:
     if moment is None:
         return None
