@@ -2,10 +2,11 @@
 
 import sys
 
-from benchmarks import crawl, feast, history, monitors, polling, probing, scale, service, serving
+from benchmarks import crawl, feast, features, history, monitors, polling, probing, scale, service, serving
 
 BENCHMARKS = {
     "feast": feast.main,
+    "features": features.main,
     "probing": probing.main,
     "crawl": crawl.main,
     "service": service.main,

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -255,8 +255,8 @@ def cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def main() -> None:
-    """Run what was asked for."""
+def main(chosen: Sequence[str] = ()) -> None:
+    """The command line; without arguments, all in full size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=NAMES, choices=(*NAMES, "joined"))
     parser.add_argument("--urls", type=int, default=100_000)
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--rows", type=int, default=50_000_000)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(chosen)
     BENCH.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(BENCH).free < 30e9 and arguments.rows >= 50_000_000:
         print("less than 30 GB are free", file=sys.stderr)
@@ -286,4 +286,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
