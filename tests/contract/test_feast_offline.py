@@ -367,7 +367,7 @@ def test_what_cannot_be_answered_is_said(store: FeatureStore, offline: Path) -> 
     with pytest.raises(ValueError, match="column count comes twice"):
         store.get_historical_features(entity_df=entities.assign(count=0), features=["weather:count"]).to_df()
     for sql in ("SELECT * FROM elsewhere", "SELECT", "DROP TABLE weather"):
-        with pytest.raises(ValueError, match="entity rows as SQL: .*tables are"):
+        with pytest.raises(ValueError, match=r"entity rows as SQL: .*tables are"):
             store.get_historical_features(entity_df=sql, features=["weather:count"])
     torn = segments.files(offline / "weather")[0].with_name("torn.parquet")
     torn.write_bytes(b"PAR1 and no more")
