@@ -26,7 +26,15 @@ from urlhealth.crawl.lease import RENEWALS, Lease
 from urlhealth.crawl.retention import Kept
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.crawl.vault import Vault, key_of_file
-from urlhealth.errors import ConfigurationError, LeaseLost, StoreUnavailable, UrlHealthError, one_line
+from urlhealth.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    LeaseLost,
+    NotEnoughHistory,
+    StoreUnavailable,
+    UrlHealthError,
+    one_line,
+)
 from urlhealth.prediction.log import PredictionLog
 from urlhealth.probing.guard import guard_of
 from urlhealth.probing.process import ProbeProcess
@@ -55,7 +63,7 @@ if TYPE_CHECKING:
     from urlhealth.crawl.served import ServedLog
     from urlhealth.feast_stores.consistency import Check as FeatureCheck
     from urlhealth.feast_stores.stores import FeatureStores
-    from urlhealth.features.drift import Drift
+    from urlhealth.features.drift import Drift, FeatureDrift
     from urlhealth.pipeline import Pipeline
     from urlhealth.prediction.champion import ChampionWatch
     from urlhealth.prediction.current import Rescorer
@@ -219,7 +227,7 @@ class Platform:
     def retraining(self) -> "Retraining":
         from urlhealth.prediction.retraining import Retraining
 
-        return Retraining(self.settings, lease=self.lease, clock=self.clock)
+        return Retraining(self.settings, lease=self.lease, clock=self.clock, drift=self.drift_of_learnt)
 
     @cached_property
     def keys(self) -> "KeyStore":
@@ -382,7 +390,7 @@ class Platform:
             self._loop("prediction-log", self.prediction_log.write, _TURN_S)
             if settings.shadow_share:
                 self._loop("shadow", self.shadow.step, _TURN_S)
-        if features and predict and settings.retrain_every_h:
+        if features and predict and (settings.retrain_every_h or settings.retrain_drift_psi):
             self._loop("retraining", self.retraining.step, _RETRAIN_LOOK_S)
         if features and predict:
             self._loop("quality", self._judge, _QUALITY_S)
@@ -457,6 +465,20 @@ class Platform:
         if reference is None:
             drift.save(found, self.settings.drift_file)
         return found
+
+    def drift_of_learnt(self) -> "FeatureDrift | None":
+        """Of the features that the champion has learnt from, the one that moved most since it was trained.
+
+        None while there is no telling: the champion was not trained here, or nothing was probed of late. What it has
+        not learnt from is left out, for some of it moves with time alone, as the weekend does.
+        """
+        champion = self.champion.current
+        try:
+            found = self.drift()
+        except (InvalidRequest, NotEnoughHistory):
+            return None
+        learnt = set() if champion is None else champion.forecaster.learnt
+        return next((feature for feature in found.features if feature.feature in learnt), None)
 
     def check_features(self) -> "FeatureCheck":
         """Compare the online with the offline store for every entity; the newest comparison is kept.

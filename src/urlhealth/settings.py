@@ -140,6 +140,12 @@ class Settings(BaseSettings):
     retrain_every_h: float = Field(
         0.0, description="Hours from one retraining to the next, in a process of its own; 0 is none.", ge=0
     )
+    retrain_drift_psi: float = Field(
+        0.0,
+        description="PSI, since training, of a feature that the champion learnt from, beyond which it is retrained, "
+        "once a day at most; 0 is none.",
+        ge=0,
+    )
     mlflow_tracking_uri: str = Field(
         "",
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),

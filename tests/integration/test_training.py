@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from models import dataset, registry
-from models.recipe import CANDIDATES
-from models.runs import log_run
+from models.recipe import CANDIDATES, LEARNT
+from models.runs import log_model, log_run
 from models.search import Found, search
 from models.training import TrainingReport, compare, split, train
+from serving.app import create_app
 from urlhealth.cli import app
 from urlhealth.crawl.monitors import ALL
 from urlhealth.errors import InvalidRequest, NotEnoughHistory, NotFound, StoreUnavailable
@@ -152,7 +155,6 @@ def test_mlflow_has_the_whole_run(trained: Trained) -> None:
 def test_the_registered_model_is_signed_and_answers_through_mlflow(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mlflow
     import pandas as pd
 
     uri = trained.platform.settings.resolved_tracking_uri
@@ -289,6 +291,56 @@ def test_a_promotion_by_hand_can_be_taken_back(trained: Trained) -> None:
             registry.promote(mlflow_client, "77")
         with pytest.raises(NotFound, match="is called nobody"):
             registry.find(mlflow_client, "nobody")
+
+
+def test_a_model_of_ones_own_is_served_by_name_and_the_server_follows_its_promotion(trained: Trained) -> None:
+    platform = trained.platform
+    learn, _, _ = split(rows_of(platform))
+    own = HealthForecaster(state_feature="failing_now", use=("log_flips_7d",), boosted=False)
+    own.fit(learn.X, learn.Y, feature_names=names(VECTOR))
+    with registry.tracking(platform.settings) as mlflow_client:
+        before = registry.find(mlflow_client, "champion")
+        mlflow.set_experiment("mine")
+        with mlflow.start_run():
+            version = log_model(own, learn.X[:3], {"origin": "mine"})
+        mlflow_client.set_registered_model_alias("url-health", "mine", version)
+    platform.champion.refresh()
+    with TestClient(create_app(platform)) as http:
+
+        def forecasts(**params: str) -> tuple[set[str], list[float]]:
+            reply = http.post("/api/v1/predictions", json={"urls": [STEADY[0], FLAPPING[0]]}, params=params)
+            items = reply.raise_for_status().json()["items"]
+            return {item["model_version"] for item in items}, [item["probability"] for item in items]
+
+        vectors = http.post("/api/v1/features", json={"urls": [STEADY[0], FLAPPING[0]]}).json()["items"]
+        X = np.array([[item["features"][name] for name in names(VECTOR)] for item in vectors], np.float64)
+        mine = {version}, pytest.approx(own.predict_proba(X)[:, PROBABILITIES.index("onset_24h")].tolist())
+        first = forecasts()
+        assert first[0] == {before}
+        assert forecasts(model="url-health@mine") == forecasts(model=version) == mine != first
+        with registry.tracking(platform.settings) as mlflow_client:
+            registry.promote(mlflow_client, version)
+            assert platform.champion.refresh()
+            assert forecasts() == mine
+            assert registry.rollback(mlflow_client) == before
+            assert platform.champion.refresh()
+        assert forecasts() == first
+
+
+def test_features_that_the_champion_learnt_from_are_watched_for_drift(trained: Trained) -> None:
+    platform = trained.platform
+    with registry.tracking(platform.settings) as mlflow_client:
+        before = registry.find(mlflow_client, "champion")
+        registry.promote(mlflow_client, "1")
+        platform.champion.refresh()
+        assert platform.drift_of_learnt() is None  # the bundled one was not trained here
+        registry.promote(mlflow_client, trained.first.version)
+        platform.champion.refresh()
+        moved = platform.drift_of_learnt()
+        assert moved is not None
+        assert moved.feature in LEARNT
+        assert 0 < moved.psi <= platform.drift().largest_psi
+        registry.promote(mlflow_client, before)
 
 
 def test_two_versions_are_compared_on_the_newest_part_of_the_history(trained: Trained) -> None:

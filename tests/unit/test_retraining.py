@@ -9,6 +9,7 @@ import pytest
 
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.lease import Lease
+from urlhealth.features.drift import FeatureDrift
 from urlhealth.prediction.retraining import Retraining
 from urlhealth.settings import Settings, environment, load_settings
 
@@ -35,7 +36,7 @@ def lease(tmp_path: Path) -> Iterator[Lease]:
 
 def retraining(home: Path, lease: Lease, clock: Clock, command: tuple[str, ...]) -> Retraining:
     settings = Settings(home=home, mlflow_tracking_uri="", retrain_every_h=6)
-    return Retraining(settings, lease=lease, clock=clock, command=command)
+    return Retraining(settings, lease=lease, clock=clock, drift=lambda: None, command=command)
 
 
 def until_ended(retrains: Retraining) -> None:
@@ -79,12 +80,50 @@ def test_a_writer_that_is_one_no_more_ends_its_training(tmp_path: Path, lease: L
     assert retrains._child is None
 
 
+def test_drift_beyond_the_limit_retrains_once_a_day(
+    tmp_path: Path, lease: Lease, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert lease.acquire()
+    clock, found = Clock(), [None, drifted(0.5), drifted(0.51), drifted(9)]
+    settings = Settings(home=tmp_path, mlflow_tracking_uri="", retrain_drift_psi=0.5)
+    retrains = Retraining(settings, lease=lease, clock=clock, drift=lambda: found.pop(0), command=SAYS)
+
+    def after(ms: int) -> int:
+        """How often drift was not asked for yet."""
+        clock.now_ms += ms
+        retrains.step()
+        return len(found)
+
+    assert [after(0), after(HOUR_MS - 1), after(1)] == [3, 3, 2]
+    assert retrains._child is None
+    assert after(HOUR_MS) == 1
+    until_ended(retrains)
+    assert "--why failing_now has drifted since training, with a PSI of 0.51 beyond 0.5 (URLHEALTH_" in caplog.text
+    assert after(24 * HOUR_MS - 1) == 1
+    assert after(1) == 0
+    until_ended(retrains)
+
+
+def drifted(psi: float) -> FeatureDrift:
+    return FeatureDrift(
+        feature="failing_now",
+        psi=psi,
+        ks=0.0,
+        missing_reference=0.0,
+        missing_current=0.0,
+        bin_edges=(),
+        shares_reference=(),
+        shares_current=(),
+    )
+
+
 def test_what_is_run_is_the_command_that_people_run(
     tmp_path: Path, lease: Lease, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert lease.acquire()
     settings = Settings(home=tmp_path / "home", mlflow_tracking_uri="", retrain_every_h=6)
-    retrains = Retraining(settings, lease=lease, clock=Clock())
+    retrains = Retraining(settings, lease=lease, clock=Clock(), drift=lambda: None)
     retrains.step()
     until_ended(retrains)
     assert "ended with 1: " in caplog.text

@@ -116,7 +116,7 @@ def training_period(tracking_uri: str) -> Period:
         StoreUnavailable: the registry cannot say.
     """
     version = champion_version(tracking_uri) if has_registry(tracking_uri) else None
-    if version is None:
+    if version is None or version.tags.get("origin") == "bundled":
         raise InvalidRequest(
             "the model in use was not trained on the history here: run `urlhealth train`, or name two periods "
             "(--reference FROM/TO)"

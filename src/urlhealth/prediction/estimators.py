@@ -500,6 +500,11 @@ class HealthForecaster(BaseEstimator):
                 parts[output] = part.fit(X[rows], Y[rows, j], weight[rows])
         return self
 
+    @property
+    def learnt(self) -> frozenset[str]:
+        """The features that it learnt from, beside the state now."""
+        return frozenset(self.feature_names_in_[self.used_columns_].tolist())
+
     def predict_proba(self, X: Any) -> Floats:
         """Probabilities, float64 (n, 6) in the order of `PROBABILITIES`.
 
