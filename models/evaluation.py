@@ -15,6 +15,8 @@ Floats = npt.NDArray[np.float64]
 
 #: Probabilities are kept this far from 0 and 1 for the log loss.
 _TINY = 1e-6
+#: Decimals of a gain that count: models that say the same differ by rounding errors.
+_DIGITS = 12
 BINS = 10
 #: Bootstrap draws of a comparison, and of the intervals of single figures.
 RESAMPLES = 1_000
@@ -179,7 +181,7 @@ def loss_difference(
 
     def mean_gain(drawn: npt.NDArray[Any]) -> npt.NDArray[Any]:
         gains: Floats = (drawn @ sums[:, present] / np.maximum(drawn @ counts[:, present], _TINY)).mean(axis=-1)
-        return gains
+        return gains.round(_DIGITS)
 
     low, high = np.quantile(mean_gain(draws), (0.05, 0.95))
     return float(mean_gain(np.ones(len(names)))), float(low), float(high)
