@@ -84,3 +84,16 @@ def test_the_clients_notebook_measures_all_clients(tmp_path: Path) -> None:
     ]
     assert any("image/png" in output.get("data", ()) for cell in code for output in cell.outputs)
     assert not [*temporary.iterdir()]
+
+
+def test_the_serving_notebook_gets_the_same_from_all_protocols(tmp_path: Path) -> None:
+    notebook = nbformat.read(ROOT / "notebooks" / "04_serving.ipynb", as_version=4)
+    env = environment(tmp_path / "home", IPYTHONDIR=str(tmp_path / "ipython"), MPLCONFIGDIR=str(tmp_path))
+    NotebookClient(notebook, timeout=180, resources={"metadata": {"path": str(tmp_path)}}).execute(env=env)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert "".join(output.text for output in code[-1].outputs).splitlines() == [
+        "all protocols agree: True",
+        "outcomes are known: True",
+        "everything removed: True",
+    ]
+    assert not (tmp_path / "home").exists()
