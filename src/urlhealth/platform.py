@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from urlhealth.prediction.predictor import Predictor
     from urlhealth.prediction.quality import LiveQuality
     from urlhealth.prediction.retraining import Retraining
+    from urlhealth.prediction.served_files import ServedFiles
     from urlhealth.prediction.shadow import Shadow
     from urlhealth.prediction.versions import Versions
 
@@ -306,6 +307,13 @@ class Platform:
 
         assert self._database is not None
         return ServedLog(self._database, clock=self.clock)
+
+    @cached_property
+    def served_files(self) -> "ServedFiles":
+        from urlhealth.prediction.served_files import DATASET, ServedFiles
+
+        folder = self.features.offline_folder / DATASET
+        return ServedFiles(self.served, folder, lease=self.lease, clock=self.clock)
 
     def quality(self, *, from_ms: int | None = None, to_ms: int | None = None, owner: str) -> "LiveQuality":
         """How good the predictions were that were served in [from, to); by default in the last seven days.
@@ -634,11 +642,15 @@ class Platform:
         while not self._stop.is_set() and self._after_probes(self.pipeline.step):
             _trim_heaps()
         self._carry_out_erasures()
+        while not self._stop.is_set() and self.served_files.step():
+            pass
 
     def _carry_out_erasures(self) -> None:
         """In the thread that publishes features: erase what is left of URLs in the stores."""
         for erasure in self.crawl.pending_erasures():
             rows = self.features.erase(erasure.kind, erasure.key, until_ms=erasure.until_ms)
+            if erasure.kind == "url":
+                self.served_files.erase(erasure.key, until_ms=erasure.until_ms)
             logged = self.crawl.finish_erasure(erasure)
             log.warning("erased the features of a %s: %d rows, %d predictions", erasure.kind, rows, logged)
 

@@ -1,21 +1,30 @@
 """The log of what was served, read back beside what its targets have been since."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import chunks, select
+from urlhealth.crawl.database import chunks, run, select, writing
+from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import LOOKUP_CHUNK, Records
-from urlhealth.crawl.schema import predictions, spells
+from urlhealth.crawl.schema import pipeline_positions, predictions, spells
+from urlhealth.errors import LeaseLost
 from urlhealth.vocabulary import LOCAL_OWNER
 
 Ints = npt.NDArray[np.int64]
 
 #: Predictions that are read at most; of more, every k-th.
 MOST: Final = 50_000
+
+#: Id of the last prediction that is in the files.
+_NAME: Final = "served"
+_COPIED: Final = sa.select(pipeline_positions.c.probe_id).where(pipeline_positions.c.name == _NAME)
 
 _SAMPLE: Final = (
     "SELECT targets.id, predictions.ts_ms, horizon, model_version, probability FROM predictions "
@@ -83,6 +92,33 @@ class ServedLog(Records):
             end_ms=end_ms[order],
             up=up[order] != 0,
         )
+
+    def not_copied(self, *, before_ms: int, most: int) -> tuple[int, Sequence[Any]]:
+        """Where the copying is, and the rows that follow, up to one that was not served before `before_ms`."""
+        with self._engine.connect() as connection:
+            position = connection.scalar(_COPIED) or 0
+            query = sa.select(predictions).where(predictions.c.id > position).order_by(predictions.c.id).limit(most)
+            rows = connection.execute(query).all()
+        return position, list(takewhile(lambda row: row.ts_ms < before_ms, rows))
+
+    @contextmanager
+    def copied(self, position: int, last_id: int, *, lease: Lease) -> Iterator[None]:
+        """A transaction of the writer, in which rows after `position` are published: up to `last_id`, at its end.
+
+        Raises:
+            LeaseLost: another process is the writer, or has copied meanwhile.
+        """
+        with writing(self._engine) as connection:
+            lease.fence(connection)
+            if (connection.scalar(_COPIED) or 0) != position:
+                raise LeaseLost("another process has copied the log meanwhile: nothing was published")
+            yield
+            run(
+                connection,
+                "INSERT INTO pipeline_positions (name, probe_id) VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET probe_id = excluded.probe_id",
+                [(_NAME, last_id)],
+            )
 
     @staticmethod
     def _step(connection: sa.Connection, from_ms: int, to_ms: int, owner: str, most: int) -> int:

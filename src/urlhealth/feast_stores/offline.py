@@ -256,7 +256,8 @@ class UrlHealthOfflineStore(OfflineStore):
         import pyarrow.parquet as pq
 
         assert isinstance(logging_config.destination, FileLoggingDestination)
-        table = pq.read_table(data) if isinstance(data, Path) else data
+        # Of a dataset of segments, those that are in force.
+        table = pq.read_table(segments.files(data), partitioning=None) if isinstance(data, Path) else data
         path = sources.locate(config, logging_config.destination.path)
         segments.append(path, table, timestamp_column=source.get_log_timestamp_column(), segment=uuid.uuid4().hex)
 

@@ -80,6 +80,15 @@ class FeatureStores:
         """
         return f"offline {self._offline}, online {self._online.place}"
 
+    @property
+    def offline_folder(self) -> Path:
+        """Where the offline store's datasets are.
+
+        Raises:
+            ConfigurationError: Feast's stores are not the platform's.
+        """
+        return self._offline
+
     def check(self) -> None:
         """Touch the offline and the online store and the registry.
 
