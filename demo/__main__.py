@@ -29,9 +29,9 @@ from demo.programs import ROOT, DemoFailed, first_line, port_is_free, program, r
 from demo.sites import Kind, Site, sites
 from urlhealth.errors import UrlHealthError
 from urlhealth.platform import Platform
-from urlhealth.prediction.champion import BUNDLED
+from urlhealth.prediction.champion import alias_version
 from urlhealth.settings import load_settings
-from urlhealth.vocabulary import ProbeSource
+from urlhealth.vocabulary import CHAMPION, ProbeSource
 
 BIN: Final = Path(sys.executable).parent
 #: Length of the simulated past, and the time between two of its probes.
@@ -121,7 +121,9 @@ class Demo:
 
         self.step("6", "training → MLflow → promotion, if it is better than the bundled model beyond noise")
         run([str(BIN / "urlhealth"), "train"], step="training")
-        self.wait_for(lambda: self.model() not in (None, BUNDLED), what="predictions with the champion", limit_s=60)
+        # While it trained, the bundled model served as version 1 of the new registry.
+        champion = alias_version(platform.settings.resolved_tracking_uri, CHAMPION)
+        self.wait_for(lambda: self.model() == champion, what="predictions with the champion", limit_s=60)
         risks = self.show_predictions(made, before)
         problem = misranked(risks, made)
         if problem:
