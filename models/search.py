@@ -23,8 +23,6 @@ BUDGET: Final = 1
 FOLDS: Final = 3
 #: Rows that a search looks at: bounds its time.
 ROWS: Final = 30_000
-#: Of two sums in different orders: equal models differ by less.
-_ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,7 @@ def search(learn: Dataset, *, budget: int, seed: int, report: Callable[[str], An
         rng = np.random.default_rng(0)
         gain, low, _ = loss_difference(P[name], P[best], rows.Y, rows.failing, cluster, rng, weight=weight)
         report(f'candidate "{name}": mean log loss lower than of "{best}" by {gain:.6f} (5 %: {low:.6f})')
-        if low > _ROUNDING:
+        if low > 0:
             best = name
     return Found(name=best, losses={name: _loss(p, rows, weight) for name, p in P.items()})
 
