@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -107,8 +107,14 @@ def test_a_url_s_history_and_incidents(command: Command, web: CountingWeb, bad: 
     assert "is down since" in down.stdout
     assert re.search(r"failures  .*█ *  at most 100%", down.stdout)
     assert "none" in down.stdout
-    found = json.loads(command("history", "--step", "1h", web.url("/com"), "--json").stdout)
-    assert (found["step_s"], found["points"][0]["outcomes"]) == (3600, {"ok": 1})
+
+    def by_hour() -> Any:
+        found = json.loads(command("history", "--step", "1h", web.url("/com"), "--json").stdout)
+        assert found["step_s"] == 3600
+        return found["points"]
+
+    # Hours are roll-ups, which follow the probes.
+    assert wait_until(by_hour, timeout_s=30, what="the hour's roll-up")[0]["outcomes"] == {"ok": 1}
     assert command("history", "export", str(web.port)).returncode == 1  # the command, not a URL
 
     assert command("incidents", web.url("/com"), "--json").returncode == 0
