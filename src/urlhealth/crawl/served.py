@@ -99,7 +99,8 @@ class ServedLog(Records):
             position = connection.scalar(_COPIED) or 0
             query = sa.select(predictions).where(predictions.c.id > position).order_by(predictions.c.id).limit(most)
             rows = connection.execute(query).all()
-        return position, list(takewhile(lambda row: row.ts_ms < before_ms, rows))
+        column = [*predictions.c].index(predictions.c.ts_ms)
+        return position, list(takewhile(lambda row: row[column] < before_ms, rows))
 
     @contextmanager
     def copied(self, position: int, last_id: int, *, lease: Lease) -> Iterator[None]:

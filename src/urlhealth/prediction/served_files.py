@@ -5,14 +5,16 @@ folder as it is. No request waits for this; the database's log is what figures a
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.served import ServedLog
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.compaction import Compactor
+from urlhealth.features.decay import DAY_MS
 from urlhealth.vocabulary import Clock
 
 #: Name of the dataset in the offline store.
@@ -90,19 +92,17 @@ def _table(rows: Sequence[Any]) -> Any:
     """Rows of the log as a `pyarrow.Table`."""
     import pyarrow as pa
 
-    served = pa.array([row.ts_ms * 1000 for row in rows], pa.timestamp("us", tz="UTC"))
-    observed = [None if row.observed_ms is None else row.observed_ms * 1000 for row in rows]
+    columns = dict(zip(rows[0]._fields, zip(*rows, strict=True), strict=True))
+    served_ms = np.array(columns["ts_ms"], np.int64)
+    observed = pa.array(columns["observed_ms"], pa.timestamp("ms", tz="UTC"))
     types = {"probability": pa.float64(), "probability_at_end": pa.float64(), "age_s": pa.float64()}
     return pa.table(
         {
-            KEY: pa.array([row.target for row in rows], pa.string()),
-            **{
-                name: pa.array([getattr(row, name) for row in rows], types.get(name, pa.string()))
-                for name in (*_SAME, *_MODEL)
-            },
-            "observed_at": pa.array(observed, pa.timestamp("us", tz="UTC")),
-            TIMESTAMP: served,
-            DATE: pa.array([datetime.fromtimestamp(row.ts_ms / 1000, UTC).date() for row in rows], pa.date32()),
-            REQUEST_ID: pa.array([row.request_id for row in rows], pa.string()),
+            KEY: pa.array(columns["target"], pa.string()),
+            **{name: pa.array(columns[name], types.get(name, pa.string())) for name in (*_SAME, *_MODEL)},
+            "observed_at": observed.cast(pa.timestamp("us", tz="UTC")),
+            TIMESTAMP: pa.array(served_ms * 1000, pa.timestamp("us", tz="UTC")),
+            DATE: pa.array((served_ms // DAY_MS).astype(np.int32), pa.int32()).cast(pa.date32()),
+            REQUEST_ID: pa.array(columns["request_id"], pa.string()),
         }
     )
