@@ -642,8 +642,7 @@ class Platform:
         while not self._stop.is_set() and self._after_probes(self.pipeline.step):
             _trim_heaps()
         self._carry_out_erasures()
-        while not self._stop.is_set() and self.served_files.step():
-            pass
+        self.served_files.step()
 
     def _carry_out_erasures(self) -> None:
         """In the thread that publishes features: erase what is left of URLs in the stores."""

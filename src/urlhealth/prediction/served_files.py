@@ -25,8 +25,10 @@ DATE: Final = "__log_date"
 REQUEST_ID: Final = "__request_id"
 #: The target: the join key of Feast's entity.
 KEY: Final = "url"
-#: Predictions in one file at most, and the time between two looks for more.
-ROWS: Final = 20_000
+#: Predictions in a file at most; the time between two files, so that requests have the processor; and that between two
+#: looks when there are no more.
+ROWS: Final = 5_000
+REST_MS: Final = 500
 LOOK_MS: Final = 60_000
 #: Age at which a prediction is copied: of those that several processes log at once, none may come after a later one.
 SETTLED_MS: Final = 10_000
@@ -60,8 +62,7 @@ class ServedFiles:
         if now_ms < self._look_ms:
             return 0
         position, rows = self._log.not_copied(before_ms=now_ms - SETTLED_MS, most=ROWS)
-        if len(rows) < ROWS:
-            self._look_ms = now_ms + LOOK_MS
+        self._look_ms = now_ms + (REST_MS if len(rows) == ROWS else LOOK_MS)
         if not rows:
             return 0
         if self._leftovers:
