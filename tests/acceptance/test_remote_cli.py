@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -47,6 +47,8 @@ def api(tmp_path_factory: pytest.TempPathFactory, web: CountingWeb, bad: str) ->
         client.probe([web.url("/com"), bad])
         client.create_monitor({"url": web.url("/com"), "interval_s": 3600, "tags": ["prod"]})
         wait_until(lambda: len(list(client.riskiest())) == 2, timeout_s=60, what="forecasts")
+        for url in (web.url("/com"), bad):
+            wait_until(lambda url=url: client.history(url, step="1h").points, timeout_s=60, what="roll-ups")
         yield api
 
 
@@ -107,14 +109,8 @@ def test_a_url_s_history_and_incidents(command: Command, web: CountingWeb, bad: 
     assert "is down since" in down.stdout
     assert re.search(r"failures  .*█ *  at most 100%", down.stdout)
     assert "none" in down.stdout
-
-    def by_hour() -> Any:
-        found = json.loads(command("history", "--step", "1h", web.url("/com"), "--json").stdout)
-        assert found["step_s"] == 3600
-        return found["points"]
-
-    # Hours are roll-ups, which follow the probes.
-    assert wait_until(by_hour, timeout_s=30, what="the hour's roll-up")[0]["outcomes"] == {"ok": 1}
+    found = json.loads(command("history", "--step", "1h", web.url("/com"), "--json").stdout)
+    assert (found["step_s"], found["points"][0]["outcomes"]) == (3600, {"ok": 1})
     assert command("history", "export", str(web.port)).returncode == 1  # the command, not a URL
 
     assert command("incidents", web.url("/com"), "--json").returncode == 0
