@@ -253,5 +253,8 @@ def _p50_ms(read: Callable[[Any], object], asked: list[Any]) -> float:
 
 
 if __name__ == "__main__":
-    work = {"join": _join, "materialize": _materialize, "read": _read}[sys.argv[2]]
-    print(json.dumps(work(Path(sys.argv[1]), sys.argv[3], *map(int, sys.argv[4:]))))
+    if len(sys.argv) == 1:
+        main()
+    else:
+        work = {"join": _join, "materialize": _materialize, "read": _read}[sys.argv[2]]
+        print(json.dumps(work(Path(sys.argv[1]), sys.argv[3], *map(int, sys.argv[4:]))))
