@@ -210,6 +210,23 @@ class TestSchedule:
         assert reports[1].spent == reports[0].spent
         assert reports[1].realised == reports[0].realised
 
+    @pytest.mark.parametrize("late_ms", [500, 5_000])
+    def test_a_restart_before_plans_are_written_keeps_the_least_interval(
+        self, store: CrawlStore, lease: Lease, engine: sa.Engine, clock: HandClock, late_ms: int
+    ) -> None:
+        create(store, A, B, C, schedule=replace(SCHEDULE, budget_per_url_hour=60))
+        begun: dict[str, list[int]] = {}
+        for number in range(60):
+            clock.now_ms = max(clock.now_ms, min(monitor.next_due_ms for monitor in store.iter_monitors()))
+            due = store.take_due_monitors(1000, lease=lease)
+            clock.now_ms += number % 2 * late_ms  # half begin late; what they found is stored, their plans are not
+            store.file_results(probed(due, clock.now_ms, lambda url: url == A), worker="w", lease=lease)
+            for _, monitor in due:
+                begun.setdefault(monitor.target.url, []).append(clock.now_ms)
+            store = CrawlStore(engine, clock=clock)
+        assert min(map(len, begun.values())) > 3
+        assert min(np.diff(times).min() for times in begun.values()) >= 60_000
+
     def test_two_that_share_a_database_hand_out_each_slot_once(
         self, store: CrawlStore, lease: Lease, engine: sa.Engine, clock: HandClock
     ) -> None:

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from urlhealth.crawl.database import chunks, run
 from urlhealth.crawl.monitors import schedule_of
-from urlhealth.crawl.schema import current_predictions, monitors, polling_pools, spells, targets
+from urlhealth.crawl.schema import current_predictions, monitors, polling_pools, probes, spells, targets
 from urlhealth.polling.gain import Gain, estimated
 from urlhealth.polling.hazard import PRIOR_RATE, Hazards
 from urlhealth.polling.policy import HOUR_MS, REPLAN_H, SECOND_MS, Planner
@@ -54,10 +54,24 @@ _QUANTILES: Final = (0.0, 0.1, 0.5, 0.9, 1.0)
 _GOLDEN: Final = 0.6180339887498949
 
 _ACTIVE: Final = sa.and_(monitors.c.pool_number.is_not(None), sa.not_(monitors.c.paused))
+#: When the monitor's newest stored probe began. What was planned and learned from it may not have been written: then it
+#: stands nowhere else.
+_PROBED_MS: Final = sa.case(
+    (
+        monitors.c.probes > 0,
+        sa.select(probes.c.ts_ms)
+        .where(probes.c.target_id == monitors.c.target_id, probes.c.monitor_number == monitors.c.number)
+        .order_by(probes.c.ts_ms.desc())
+        .limit(1)
+        .correlate(monitors)
+        .scalar_subquery(),
+    )
+).label("probed_ms")
 _ROWS: Final = (
     sa.select(
         *(monitors.c[name] for name in ("number", "target_id", "pool_number", "weight", "probes", "interval_s")),
         *(monitors.c[name] for name in ("next_due_ms", "learned")),
+        _PROBED_MS,
         targets.c.group,
         polling_pools.c.schedule,
         *(current_predictions.c[name] for name in ("probability", "status", "health")),
@@ -190,7 +204,8 @@ class Pool(Planner):
         self.hazards.foresee(target, _prior(row))
         if not (row.learned and self.hazards.restore(target, row.learned)) and past:
             self.hazards.learn(target, hours, [not spell.up for spell in past], past[-1].last_ms / HOUR_MS)
-        self._probed_ms[target] = round(self.hazards.seen_h[target] * HOUR_MS) if row.probes else 0
+        seen_ms = round(self.hazards.seen_h[target] * HOUR_MS) if row.probes else 0
+        self._probed_ms[target] = seen_ms if row.probed_ms is None else row.probed_ms
         return target
 
     def drop(self, target: int) -> None:
@@ -226,6 +241,11 @@ class Pool(Planner):
     def plan(self, target: int, t_ms: int) -> None:
         """Plan a target for the first time, as far as its budget goes."""
         self._plan(target, t_ms / HOUR_MS)
+
+    def earliest_ms(self, target: int, t_ms: int) -> int:
+        """When the target may be probed again: a least interval after its last probe, unless the clock was set back."""
+        last_ms = self._probed_ms[target]
+        return last_ms + round(self.min_h * HOUR_MS) if last_ms <= t_ms else t_ms
 
     def observe(self, target: int, t_ms: int, failing: bool | None) -> bool:
         """As in the base class; an outage that was seen to begin counts for the realised gain."""
@@ -384,7 +404,10 @@ class AdaptivePlans:
             pool = self._pools[row.pool_number]
             target = pool.target_of[row.number]
             due_ms = max(now_ms, row.next_due_ms) + 1000 * row.interval_s
-            if row.number not in probed or target in pool.under_way:
+            earliest_ms = pool.earliest_ms(target, row.next_due_ms)
+            if row.next_due_ms < earliest_ms:  # planned before its last probe, which began late
+                out.passed.append((earliest_ms, 0, row.number, row.pool_number))
+            elif row.number not in probed or target in pool.under_way:
                 out.passed.append((due_ms, int(row.number in probed), row.number, row.pool_number))
             else:
                 out.numbers.add(row.number)
