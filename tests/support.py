@@ -19,7 +19,7 @@ import pytest
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.prediction.estimators import HealthForecaster
-from urlhealth.vocabulary import PROBABILITIES
+from urlhealth.vocabulary import PROBABILITIES, Forecasts, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -194,3 +194,28 @@ def first_json_line(process: subprocess.Popen[str]) -> dict[str, Any]:
     """The first line that the process prints, parsed."""
     assert process.stdout is not None
     return dict(json.loads(process.stdout.readline()))
+
+
+def forecasts_of(predictions: Sequence[Prediction]) -> Forecasts:
+    """Predictions of some URLs, each for the same horizons, by column as the platform has them."""
+    horizons = list(dict.fromkeys(prediction.horizon for prediction in predictions))
+    firsts = predictions[:: len(horizons)]
+    probabilities = np.full((len(firsts), len(PROBABILITIES)), np.nan)
+    for i, prediction in enumerate(predictions):
+        for kind, p in (("onset", prediction.probability), ("failing", prediction.probability_at_end)):
+            if p is not None:
+                probabilities[i // len(horizons), PROBABILITIES.index(f"{kind}_{prediction.horizon}")] = p
+    made = Forecasts(
+        sent_urls=[first.sent_url for first in firsts],
+        targets=[first.target for first in firsts],
+        horizons=horizons,
+        status=[first.status for first in firsts],
+        health=[first.health for first in firsts],
+        age_s=[first.age_s for first in firsts],
+        observed_ms=[first.observed_ms for first in firsts],
+        probabilities=probabilities,
+        model=firsts[0].model,
+        model_version=firsts[0].model_version,
+    )
+    assert list(made) == list(predictions)
+    return made

@@ -260,9 +260,9 @@ def predict(
 
     with _platform() as platform:
         platform.champion.refresh()
-        predictions = platform.predictor.predict(urls, horizons=horizon or ["24h"], explain=True)
+        forecasts = platform.predictor.predict(urls, horizons=horizon or ["24h"], explain=True)
     if as_json:
-        print_json_lines(map(PredictionsItem.of, predictions))
+        print_json_lines(map(PredictionsItem.of, forecasts))
         return
     print_table(
         ("URL", "state now", "horizon", "may fail", "main reason", "known from"),
@@ -275,10 +275,10 @@ def predict(
                 prediction.reasons[0].text if prediction.reasons else "",
                 prediction.status if prediction.age_s is None else f"{prediction.status}, {prediction.age_s:.0f} s ago",
             )
-            for prediction in predictions
+            for prediction in forecasts
         ),
     )
-    Console().print(f"model {predictions[0].model} version {predictions[0].model_version}", style="dim")
+    Console().print(f"model {forecasts.model} version {forecasts.model_version}", style="dim")
 
 
 @app.command()

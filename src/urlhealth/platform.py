@@ -45,7 +45,7 @@ from urlhealth.vocabulary import (
     MODEL_NAME,
     Clock,
     Dispatcher,
-    Prediction,
+    Forecasts,
     Served,
     TaskStatus,
     system_clock,
@@ -527,9 +527,9 @@ class Platform:
         """How many stored verdicts are not in the features yet."""
         return self.crawl.count_verdicts_after(self.carried.position())
 
-    def log_predictions(self, request_id: str, predictions: Sequence[Prediction], *, owner: str) -> None:
+    def log_predictions(self, request_id: str, forecasts: Forecasts, *, owner: str) -> None:
         """Queue what was served for the log, and for the challenger's turn at it; never waits."""
-        served = Served(request_id=request_id, owner=owner, ts_ms=self.clock(), predictions=predictions)
+        served = Served(request_id=request_id, owner=owner, ts_ms=self.clock(), forecasts=forecasts)
         self.prediction_log.put(served)
         if self.settings.shadow_share:
             self.shadow.offer(served)

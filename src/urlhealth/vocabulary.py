@@ -561,7 +561,7 @@ class Served:
     request_id: str
     owner: str
     ts_ms: int
-    predictions: Sequence[Prediction]
+    forecasts: Forecasts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from serving import schemas
+from tests.support import forecasts_of
 from urlhealth.crawl import tasks
 from urlhealth.crawl.database import writing
 from urlhealth.crawl.lease import Lease
@@ -554,7 +555,7 @@ def test_predictions_are_logged_as_they_were_served(store: CrawlStore, engine: s
         model_version="3",
     )
     both = [served, replace(served, horizon="1h")]
-    store.log_predictions([Served(request_id="request-1", owner="ann", ts_ms=T0, predictions=both)])
+    store.log_predictions([Served(request_id="request-1", owner="ann", ts_ms=T0, forecasts=forecasts_of(both))])
     store.log_predictions([])
     with engine.connect() as connection:
         rows = [dict(row) for row in connection.execute(sa.select(predictions)).mappings()]

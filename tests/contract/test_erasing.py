@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.contract.conftest import HandClock
+from tests.support import forecasts_of
 from urlhealth.crawl.schema import metadata
 from urlhealth.errors import InvalidRequest, LeaseLost, NotFound
 from urlhealth.feast_stores import segments
@@ -100,7 +101,9 @@ def lived(platform: Platform, clock: HandClock) -> list[str]:
     }
     said |= {"age_s": 1.0, "observed_ms": 1, "model": "m", "model_version": "1"}
     items = [Prediction(sent_url=url, target=url, **said) for url in (GONE, KEPT)]  # type: ignore[arg-type]
-    platform.crawl.log_predictions([Served(request_id="r", owner=LOCAL_OWNER, ts_ms=clock.now_ms, predictions=items)])
+    platform.crawl.log_predictions(
+        [Served(request_id="r", owner=LOCAL_OWNER, ts_ms=clock.now_ms, forecasts=forecasts_of(items))]
+    )
     return [done.task_id, under_way.task_id]
 
 

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from models.labels import Timelines
 from serving.app import create_app
-from tests.support import noise_forecaster
+from tests.support import forecasts_of, noise_forecaster
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
 from urlhealth.prediction.quality import outcomes
@@ -90,12 +90,14 @@ def served(platform: Platform) -> list[tuple[int, int, str, float]]:
                 request_id=f"r{n}",
                 owner=LOCAL_OWNER,
                 ts_ms=ts_ms,
-                predictions=[predicted(i, horizon, p if version == "2" else 1 - p, version)],
+                forecasts=forecasts_of([predicted(i, horizon, p if version == "2" else 1 - p, version)]),
             )
             for n, (i, ts_ms, horizon, p) in enumerate(said)
         )
     never = [predicted(TARGETS + 1, "1h", None, "2")]
-    platform.crawl.log_predictions([Served(request_id="x", owner=LOCAL_OWNER, ts_ms=NOW_MS - 1, predictions=never)])
+    platform.crawl.log_predictions(
+        [Served(request_id="x", owner=LOCAL_OWNER, ts_ms=NOW_MS - 1, forecasts=forecasts_of(never))]
+    )
     return said
 
 

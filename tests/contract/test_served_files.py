@@ -9,6 +9,7 @@ from feast import FeatureService
 from feast.feature_logging import LoggingConfig
 from feast.infra.offline_stores.file_source import FileLoggingDestination
 
+from tests.support import forecasts_of
 from urlhealth.errors import LeaseLost
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.compaction import FILES
@@ -65,7 +66,7 @@ def serve(platform: Platform, request_id: str, ts_ms: int, probability: float | 
         for url in URLS
     ]
     platform.crawl.log_predictions(
-        [Served(request_id=request_id, owner=LOCAL_OWNER, ts_ms=ts_ms, predictions=predictions)]
+        [Served(request_id=request_id, owner=LOCAL_OWNER, ts_ms=ts_ms, forecasts=forecasts_of(predictions))]
     )
 
 

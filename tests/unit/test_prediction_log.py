@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 
+from tests.support import forecasts_of
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import StoreUnavailable
 from urlhealth.prediction.log import PredictionLog
@@ -47,7 +48,7 @@ def log(store: Store) -> PredictionLog:
 
 
 def served(request_id: str, n: int) -> Served:
-    return Served(request_id=request_id, owner="local", ts_ms=0, predictions=[PREDICTION] * n)
+    return Served(request_id=request_id, owner="local", ts_ms=0, forecasts=forecasts_of([PREDICTION] * n))
 
 
 def test_what_waits_is_written_at_once_and_kept_while_the_database_fails(store: Store, log: PredictionLog) -> None:

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import fields
 from itertools import chain
-from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 from urlhealth.crawl.bulk import Bulk
 from urlhealth.crawl.database import chunks, run, writing
@@ -19,12 +18,10 @@ from urlhealth.crawl.schedule import Schedule
 from urlhealth.crawl.schema import predictions as prediction_log
 from urlhealth.crawl.tasks import TaskStore
 from urlhealth.crawl.work import WorkStore
-from urlhealth.vocabulary import Forecasts, Prediction, Served
+from urlhealth.vocabulary import Prediction, Served
 
 #: What of a prediction is logged under the same name: all but its reasons.
 _LOGGED: Final = tuple(f.name for f in fields(Prediction) if f.name in prediction_log.c)
-# Enumerations by value: a driver may take the name otherwise.
-_logged: Final = attrgetter(*(f"{name}.value" if name in ("status", "health") else name for name in _LOGGED))
 _COLUMNS: Final = ("owner", "request_id", "ts_ms", *_LOGGED)
 _INSERT: Final = f"INSERT INTO predictions ({', '.join(_COLUMNS)}) VALUES"
 _ROW: Final = f"({', '.join('?' * len(_COLUMNS))})"
@@ -43,14 +40,13 @@ class CrawlStore(
 
     def log_predictions(self, served: Iterable[Served]) -> None:
         """Log what requests were answered with, in one transaction."""
-        rows = [(answer.owner, answer.request_id, answer.ts_ms, *said) for answer in served for said in _said(answer)]
+        rows = [
+            (answer.owner, answer.request_id, answer.ts_ms, *row)
+            for answer in served
+            for row in answer.forecasts.rows()
+        ]
         if rows:
             with writing(self._engine) as connection:
                 for some in chunks(rows, _ROWS):
                     values = ", ".join([_ROW] * len(some))
                     run(connection, f"{_INSERT} {values}", [tuple(chain.from_iterable(some))])
-
-
-def _said(answer: Served) -> Iterable[tuple[Any, ...]]:
-    predictions = answer.predictions
-    return predictions.rows() if isinstance(predictions, Forecasts) else map(_logged, predictions)

@@ -32,7 +32,7 @@ class PredictionLog:
 
     def put(self, served: Served) -> None:
         """Take an answer; never waits for the database."""
-        n = len(served.predictions)
+        n = len(served.forecasts)
         with self._lock:
             if self.waiting + n > self._max_waiting:
                 self.dropped += n
@@ -59,7 +59,7 @@ class PredictionLog:
 
     def _forget(self, answers: Sequence[Served]) -> int:
         """Take the first answers out; returns how many predictions they hold."""
-        n = sum(len(served.predictions) for served in answers)
+        n = sum(len(served.forecasts) for served in answers)
         with self._lock:
             for _ in answers:
                 self._answers.popleft()

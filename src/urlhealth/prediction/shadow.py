@@ -2,8 +2,8 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from urlhealth.errors import NotFound, UrlHealthError, one_line
@@ -18,13 +18,6 @@ log = logging.getLogger(__name__)
 CHALLENGER: Final = f"{MODEL_NAME}@challenger"
 #: Answers that may wait to be scored again; more are left out.
 MAX_WAITING: Final = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Question:
-    served: Served
-    urls: Sequence[str]
-    horizons: Sequence[str]
 
 
 class Shadow:
@@ -45,31 +38,26 @@ class Shadow:
         self._log = prediction_log
         self._share = share
         self._draw = draw
-        self._waiting: deque[_Question] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[Served] = deque(maxlen=MAX_WAITING)
         self._problem: str | None = None
 
     def offer(self, served: Served) -> None:
         """Take an answer, or leave it; never waits."""
-        if served.predictions and self._draw() < self._share:
-            urls = list(dict.fromkeys(prediction.sent_url for prediction in served.predictions))
-            horizons = list(dict.fromkeys(prediction.horizon for prediction in served.predictions))
-            self._waiting.append(_Question(served=served, urls=urls, horizons=horizons))
+        if served.forecasts and self._draw() < self._share:
+            self._waiting.append(served)
 
     def step(self) -> int:
         """Score and log what waits; returns how many answers that was. Without a challenger it is left out."""
         model = self._challenger()
         done = 0
         while self._waiting:
-            question = self._waiting.popleft()
-            served = question.served
-            if model is None or model.version == served.predictions[0].model_version:
+            served = self._waiting.popleft()
+            answer = served.forecasts
+            if model is None or model.version == answer.model_version:
                 continue
-            predictions = self._predictor.predict(
-                question.urls, horizons=question.horizons, model=model, owner=served.owner
-            )
-            self._log.put(
-                Served(request_id=served.request_id, owner=served.owner, ts_ms=served.ts_ms, predictions=predictions)
-            )
+            urls, horizons = (list(dict.fromkeys(asked)) for asked in (answer.sent_urls, answer.horizons))
+            forecasts = self._predictor.predict(urls, horizons=horizons, model=model, owner=served.owner)
+            self._log.put(replace(served, forecasts=forecasts))
             done += 1
         return done
 
