@@ -103,11 +103,11 @@ def reading(urls: int, years: int, folder: Path) -> dict[str, float]:
 
             api = "/api/v1/url"
             year = time.strftime("%Y-%m-%dT00:00:00Z", time.gmtime(now_ms / 1000 - 364 * 86_400))
-            month = time.strftime("%Y-%m-%dT00:00:00Z", time.gmtime(now_ms / 1000 - 41 * 86_400))
+            hours = time.strftime("%Y-%m-%dT%H:00:00Z", time.gmtime(now_ms / 1000 - 999 * 3_600))
             for name, once in {
                 "state and uptime": ask(api),
                 "history, a year by day": ask(f"{api}/history", step="1d", **{"from": year}),
-                "history, 41 days by hour (1,000 points)": ask(f"{api}/history", step="1h", **{"from": month}),
+                "history, 41 days by hour (1,000 points)": ask(f"{api}/history", step="1h", **{"from": hours}),
                 "history, the last day": ask(f"{api}/history"),
                 "incidents (80)": ask(f"{api}/incidents", limit=80),
             }.items():
