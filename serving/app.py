@@ -76,17 +76,18 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         RequestMiddleware, metrics=app.state.metrics, settings=lambda: cast(Platform, app.state.platform).settings
     )
     errors.install(app)
+    # In the order in which a request is held against them: what is asked most often comes first.
     resources = (
+        predictions,
+        open_inference,
+        instances,
+        score,
+        features,
         tasks,
         monitors,
         polling,
         urls,
-        features,
-        predictions,
-        score,
         models,
-        open_inference,
-        instances,
         submit,
         alerts,
         graphql,

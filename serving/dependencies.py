@@ -17,11 +17,6 @@ async def _platform(request: Request) -> Platform:
     return platform
 
 
-async def _request_id(request: Request) -> str:
-    request_id: str = request.state.request_id
-    return request_id
-
-
 async def _caller(request: Request) -> Caller:
     caller: Caller = request.scope[CALLER]
     return caller
@@ -49,7 +44,6 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 Owner = Annotated[str, Depends(_owner)]
 #: Whose status page it is, where that is public: `local`'s for those who show no key.
 Shown = Annotated[str, Depends(_shown)]
-RequestId = Annotated[str, Depends(_request_id)]
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Items at most.")]
 Cursor = Annotated[

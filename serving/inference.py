@@ -1,16 +1,20 @@
 """What all inference protocols share: URLs or features in, named columns out. None of them asks the model otherwise."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import orjson
+from anyio.to_thread import run_sync
+from fastapi import Request
 
+from serving.access import CALLER
 from serving.schemas import MAX_URLS
 from urlhealth.errors import InvalidRequest, NotFound
 from urlhealth.features.catalog import VECTOR
@@ -20,11 +24,17 @@ from urlhealth.prediction.champion import Champion
 from urlhealth.vocabulary import HORIZONS, MODEL_NAME, PROBABILITIES
 
 Matrix = npt.NDArray[np.float32]
+#: URLs as they were sent, or rows of features, (n, len(FEATURES)), NaN where unknown.
+Question = list[Any] | Matrix
+Read = TypeVar("Read")
 
 FEATURES: Final = names(VECTOR)
 _COLUMN: Final = {name: column for column, name in enumerate(FEATURES)}
 #: Rows of features that one request may have.
 MAX_ROWS: Final = 10_000
+#: What is read and scored without a thread: a few milliseconds.
+_SHORT_BYTES: Final = 256 << 10
+_FEW_ROWS: Final = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +65,31 @@ class Answer:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def of_urls(
-    platform: Platform, urls: Sequence[Any], *, request_id: str, owner: str, model: Champion | None = None
-) -> Answer:
-    """The forecasts for URLs, by what is known of them now, of the champion or another model; logged as served.
+async def answered(request: Request, question: Question, model: Champion | None = None) -> Answer:
+    """The answer of the champion or another model; what it says of URLs is logged as served.
+
+    What takes a moment only is computed in the event loop: to hand it to a thread would take longer.
 
     Raises:
         InvalidUrls, InvalidRequest, NoModel.
     """
+    platform: Platform = request.app.state.platform
+    if isinstance(question, np.ndarray):
+        if len(question) <= _FEW_ROWS:
+            return of_features(platform, question, model=model)
+        return await run_sync(partial(of_features, platform, question, model=model))
+    return await _of_urls(request, platform, question, model)
+
+
+async def read(body: bytes, reader: Callable[[bytes], Read]) -> Read:
+    """What a reader makes of a body; a long one is read in a thread."""
+    return reader(body) if len(body) <= _SHORT_BYTES else await run_sync(reader, body)
+
+
+async def _of_urls(request: Request, platform: Platform, urls: Sequence[Any], model: Champion | None) -> Answer:
     _check_count(len(urls), MAX_URLS, "URLs")
-    forecasts = platform.predictor.predict(urls, horizons=tuple(HORIZONS), model=model, owner=owner)
+    request_id, owner = request.state.request_id, request.scope[CALLER].owner
+    forecasts = await platform.predictor.answer(urls, horizons=tuple(HORIZONS), model=model, owner=owner)
     platform.log_predictions(request_id, forecasts, owner=owner)
     return Answer(
         model=forecasts.model,
@@ -138,7 +163,7 @@ def matrix_of_columns(columns: Mapping[str, Sequence[Any]]) -> Matrix:
     return matrix
 
 
-def asked_model(platform: Platform, model: str, version: str | None = None) -> Champion:
+async def asked_model(request: Request, model: str, version: str | None = None) -> Champion:
     """The model that a path names: the champion, or a version.
 
     Raises:
@@ -148,7 +173,10 @@ def asked_model(platform: Platform, model: str, version: str | None = None) -> C
     """
     if model != MODEL_NAME:
         raise NotFound(f"there is no model {model[:80]!r}: the one that serves is {MODEL_NAME}")
-    return platform.versions.named(MODEL_NAME if version is None else f"{MODEL_NAME}/{version}")
+    platform: Platform = request.app.state.platform
+    if version is None:
+        return platform.predictor.champion()
+    return await run_sync(platform.versions.named, f"{MODEL_NAME}/{version}")
 
 
 def json_object(body: bytes, *, with_nan: bool = False) -> Any:

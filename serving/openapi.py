@@ -5,11 +5,15 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from serving.errors import MEDIA_TYPE
-from serving.schemas import MonitorRequest, Problem, TaskRequest
+from serving.schemas import MonitorRequest, PredictionsRequest, Problem, TaskRequest
 
 _PROBLEM: Final = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+#: Models of bodies that routes read themselves.
+BODIES: Final = (TaskRequest, MonitorRequest, PredictionsRequest)
 
 TAGS: Final = [
     {"name": "tasks", "description": "URLs to probe once."},
@@ -49,6 +53,12 @@ def json_body(example: Any, about: str) -> dict[str, Any]:
     return {"requestBody": {"required": True, "description": about, "content": content}}
 
 
+def model_body(model: type[BaseModel], example: Any) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads a JSON body of this model itself; it is one of `BODIES`."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+
+
 def header(status: int, name: str, about: str) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route whose answer carries a header."""
     return {status: {"headers": {name: {"description": about, "schema": {"type": "string"}}}}}
@@ -62,8 +72,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         )
         parts = document.setdefault("components", {}).setdefault("schemas", {})
         # Those that FastAPI does not see in a route's signature.
-        for model in (Problem, TaskRequest, MonitorRequest):
+        for model in (Problem, *BODIES):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            parts |= schema.pop("$defs") | {model.__name__: schema}
+            parts |= schema.pop("$defs", {}) | {model.__name__: schema}
         app.openapi_schema = document
     return app.openapi_schema

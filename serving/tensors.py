@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import orjson
 
-from serving.inference import FEATURES, Answer, Matrix, json_object, matrix_of_columns
+from serving.inference import FEATURES, Answer, Matrix, Question, json_object, matrix_of_columns
 from urlhealth.errors import InvalidRequest
 
 #: Where the JSON ends and the binary tensors begin.
@@ -23,10 +23,7 @@ class InferRequest:
     """What is asked, and how the answer is wanted."""
 
     request_id: str
-    #: Either these,
-    urls: list[Any] | None
-    #: or these, float32 (n, len(FEATURES)).
-    features: Matrix | None
+    question: Question
     #: Names of the outputs wanted, and whether each is wanted in binary; None: all.
     outputs: dict[str, bool] | None
     #: Whether outputs for which nothing is said are wanted in binary.
@@ -61,9 +58,8 @@ def read_request(body: bytes, header_length: str | None) -> InferRequest:
     by_default = parameters.get("binary_data_output") is True
     if said.get("outputs"):
         outputs = dict(_wanted(said["outputs"], by_default=by_default))
-    urls, features = _question(tensors)
     return InferRequest(
-        request_id=str(said.get("id", "")), urls=urls, features=features, outputs=outputs, binary=by_default
+        request_id=str(said.get("id", "")), question=_question(tensors), outputs=outputs, binary=by_default
     )
 
 
@@ -161,7 +157,7 @@ def _from_json(name: str, data: Any, datatype: str, shape: list[int], count: int
         raise InvalidRequest(f"input {name!r}: a number is too large") from None
 
 
-def _question(tensors: dict[str, Any]) -> tuple[list[Any] | None, Matrix | None]:
+def _question(tensors: dict[str, Any]) -> Question:
     """URLs or features, as the names of the inputs say."""
     if "url" in tensors or "features" in tensors:
         if len(tensors) > 1:
@@ -170,10 +166,10 @@ def _question(tensors: dict[str, Any]) -> tuple[list[Any] | None, Matrix | None]
         if (name == "url") != isinstance(values, list):
             raise InvalidRequest(f"input {name!r}: the datatype must be {'BYTES' if name == 'url' else 'FP32'}")
         if isinstance(values, list):
-            return values, None
+            return values
         if values.ndim != 2 or values.shape[1] != len(FEATURES):
             raise InvalidRequest(f"input 'features': the shape must be [n, {len(FEATURES)}], not {list(values.shape)}")
-        return None, _single(values)
+        return _single(values)
     if not tensors:
         raise InvalidRequest("there is no input: send 'url', 'features', or features by name")
     columns = {}
@@ -181,7 +177,7 @@ def _question(tensors: dict[str, Any]) -> tuple[list[Any] | None, Matrix | None]
         if isinstance(values, list) or values.ndim not in (1, 2) or values.size != len(values):
             raise InvalidRequest(f"input {name!r}: send numbers in the shape [n], or [n, 1]")
         columns[name] = values.ravel().tolist()
-    return None, matrix_of_columns(columns)
+    return matrix_of_columns(columns)
 
 
 def _single(values: Any) -> Matrix:

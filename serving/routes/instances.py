@@ -8,12 +8,18 @@ from typing import Any, Final
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from serving.dependencies import Body, Owner, PlatformDep, RequestId
-from serving.inference import Answer, asked_model, json_object, matrix_of_columns, matrix_of_rows, of_features, of_urls
+from serving.inference import (
+    Question,
+    answered,
+    asked_model,
+    json_object,
+    matrix_of_columns,
+    matrix_of_rows,
+    read,
+)
+from serving.intake import media_type
 from serving.openapi import json_body, protocol_errors
 from urlhealth.errors import InvalidRequest
-from urlhealth.platform import Platform
-from urlhealth.prediction.champion import Champion
 from urlhealth.vocabulary import MODEL_NAME
 
 router = APIRouter()
@@ -37,9 +43,9 @@ _MLFLOW_BODY: Final = json_body(
     summary="Describe a version (V1)",
     responses=protocol_errors(404, 503),
 )
-def describe(model: str, platform: PlatformDep, version: str | None = None) -> dict[str, Any]:
+async def describe(model: str, request: Request, version: str | None = None) -> dict[str, Any]:
     """What TensorFlow Serving and KServe say of a model that serves."""
-    champion = asked_model(platform, model, version)
+    champion = await asked_model(request, model, version)
     status = {"error_code": "OK", "error_message": ""}
     state = {"version": champion.version, "state": "AVAILABLE", "status": status}
     return {"name": MODEL_NAME, "ready": True, "model_version_status": [state]}
@@ -59,20 +65,12 @@ def describe(model: str, platform: PlatformDep, version: str | None = None) -> d
     responses=protocol_errors(404, 413, 422, 503),
     openapi_extra=_V1_BODY,
 )
-def predict(
-    model: str, body: Body, platform: PlatformDep, request_id: RequestId, owner: Owner, version: str | None = None
-) -> Response:
+async def predict(model: str, request: Request, version: str | None = None) -> Response:
     """`predictions`, an object an instance; for `inputs`: `outputs`, an object of columns."""
-    scorer = asked_model(platform, model, version)
-    match json_object(body):
-        case {"instances": list(instances)}:
-            reply: dict[str, Any] = {
-                "predictions": _of_instances(platform, instances, request_id, owner, scorer).records()
-            }
-        case {"inputs": dict(columns)}:
-            reply = {"outputs": _of_columns(platform, columns, request_id, owner, scorer).columns()}
-        case _:
-            raise InvalidRequest("the body has neither the list 'instances' nor the object 'inputs'")
+    scorer = await asked_model(request, model, version)
+    question, by_column = await read(await request.body(), _v1)
+    answer = await answered(request, question, scorer)
+    reply = {"outputs": answer.columns()} if by_column else {"predictions": answer.records()}
     return Response(orjson.dumps(reply), media_type="application/json")
 
 
@@ -83,58 +81,68 @@ def predict(
     responses=protocol_errors(413, 422, 503),
     openapi_extra=_MLFLOW_BODY,
 )
-def invocations(body: Body, request: Request, platform: PlatformDep, request_id: RequestId, owner: Owner) -> Response:
+async def invocations(request: Request) -> Response:
     """`predictions`, a list of probabilities a row, in the order in which the registered model returns them."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/csv":
-        answer = _of_csv(platform, body, request_id, owner)
-    else:
-        match json_object(body, with_nan=True):
-            case {"dataframe_split": {"columns": list(names), "data": list(rows)}}:
-                answer = _of_columns(platform, _columns(names, rows), request_id, owner)
-            case {"dataframe_records": list(rows)} | {"instances": list(rows)} | {"inputs": list(rows)}:
-                answer = _of_instances(platform, rows, request_id, owner)
-            case {"inputs": dict(columns)}:
-                answer = _of_columns(platform, columns, request_id, owner)
-            case _:
-                raise InvalidRequest("send dataframe_split, dataframe_records, instances or inputs, as MLflow has them")
+    reader = _csv if media_type(request) == "text/csv" else _mlflow
+    answer = await answered(request, await read(await request.body(), reader))
     return Response(orjson.dumps({"predictions": answer.probabilities().tolist()}), media_type="application/json")
 
 
-def _of_instances(
-    platform: Platform, instances: Sequence[Any], request_id: str, owner: str, model: Champion | None = None
-) -> Answer:
+def _v1(body: bytes) -> tuple[Question, bool]:
+    """What is asked, and whether by column."""
+    match json_object(body):
+        case {"instances": list(instances)}:
+            return _instances(instances), False
+        case {"inputs": dict(columns)}:
+            return _columns(columns), True
+        case _:
+            raise InvalidRequest("the body has neither the list 'instances' nor the object 'inputs'")
+
+
+def _mlflow(body: bytes) -> Question:
+    match json_object(body, with_nan=True):
+        case {"dataframe_split": {"columns": list(names), "data": list(rows)}}:
+            return _columns(_transposed(names, rows))
+        case {"dataframe_records": list(rows)} | {"instances": list(rows)} | {"inputs": list(rows)}:
+            return _instances(rows)
+        case {"inputs": dict(columns)}:
+            return _columns(columns)
+        case _:
+            raise InvalidRequest("send dataframe_split, dataframe_records, instances or inputs, as MLflow has them")
+
+
+def _instances(instances: list[Any]) -> Question:
     """Each instance a URL, or each a row of features."""
     urls = [item["url"] if isinstance(item, dict) and item.keys() == {"url"} else item for item in instances]
     if any(isinstance(url, str) for url in urls):
-        return of_urls(platform, urls, request_id=request_id, owner=owner, model=model)
-    return of_features(platform, matrix_of_rows(instances), model=model)
+        return urls
+    return matrix_of_rows(instances)
 
 
-def _of_columns(
-    platform: Platform, columns: dict[str, Any], request_id: str, owner: str, model: Champion | None = None
-) -> Answer:
+def _columns(columns: dict[str, Any]) -> Question:
     for name, values in columns.items():
         if not isinstance(values, list):
             raise InvalidRequest(f"column {name[:80]!r} is not a list")
     if "url" in columns:
         if len(columns) > 1:
             raise InvalidRequest("send the column 'url' alone, or features")
-        return of_urls(platform, columns["url"], request_id=request_id, owner=owner, model=model)
-    return of_features(platform, matrix_of_columns(columns), model=model)
+        urls: list[Any] = columns["url"]
+        return urls
+    return matrix_of_columns(columns)
 
 
-def _of_csv(platform: Platform, body: bytes, request_id: str, owner: str) -> Answer:
+def _csv(body: bytes) -> Question:
     try:
         names, *rows = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
         if "url" in names:
-            return _of_columns(platform, _columns(names, rows), request_id, owner)
+            return _columns(_transposed(names, rows))
         values = [[float(cell) if cell else None for cell in row] for row in rows]
     except (ValueError, csv.Error) as error:
         raise InvalidRequest(f"the body is not CSV with a header line and numbers: {str(error)[:200]}") from None
-    return _of_columns(platform, _columns(names, values), request_id, owner)
+    return _columns(_transposed(names, values))
 
 
-def _columns(names: Sequence[Any], rows: Sequence[Any]) -> dict[str, list[Any]]:
+def _transposed(names: Sequence[Any], rows: Sequence[Any]) -> dict[str, list[Any]]:
     if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise InvalidRequest("the names of the columns must be strings, each once")
     for position, row in enumerate(rows):

@@ -1,12 +1,13 @@
 """The Open Inference Protocol V2 over REST, as Triton, KServe and their clients speak it."""
 
+from functools import partial
 from importlib.metadata import version as installed_version
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from serving.dependencies import Body, Owner, PlatformDep, RequestId
-from serving.inference import FEATURES, asked_model, of_features, of_urls
+from serving.dependencies import PlatformDep
+from serving.inference import FEATURES, answered, asked_model, read
 from serving.openapi import json_body, protocol_errors
 from serving.schemas import Ready
 from serving.tensors import HEADER_LENGTH, read_request, write_answer
@@ -57,9 +58,9 @@ def ready(platform: PlatformDep, response: Response) -> dict[str, bool]:
 @router.get(
     "/models/{model}/versions/{version}", summary="Describe a version (V2)", responses=protocol_errors(404, 503)
 )
-def metadata(model: str, platform: PlatformDep, version: str | None = None) -> dict[str, Any]:
+async def metadata(model: str, request: Request, version: str | None = None) -> dict[str, Any]:
     """Inputs and outputs. `age_s` and `status` are there for `url` only."""
-    champion = asked_model(platform, model, version)
+    champion = await asked_model(request, model, version)
     return {
         "name": MODEL_NAME,
         "versions": [champion.version],
@@ -75,9 +76,9 @@ def metadata(model: str, platform: PlatformDep, version: str | None = None) -> d
     summary="Say whether a version serves (V2)",
     responses=protocol_errors(404, 503),
 )
-def model_ready(model: str, platform: PlatformDep, version: str | None = None) -> dict[str, Any]:
+async def model_ready(model: str, request: Request, version: str | None = None) -> dict[str, Any]:
     """200 if it does."""
-    asked_model(platform, model, version)
+    await asked_model(request, model, version)
     return {"name": MODEL_NAME, "ready": True}
 
 
@@ -88,23 +89,12 @@ def model_ready(model: str, platform: PlatformDep, version: str | None = None) -
     responses=_REPLY,
     openapi_extra=_BODY,
 )
-def infer(
-    model: str,
-    body: Body,
-    request: Request,
-    platform: PlatformDep,
-    request_id: RequestId,
-    owner: Owner,
-    version: str | None = None,
-) -> Response:
+async def infer(model: str, request: Request, version: str | None = None) -> Response:
     """Probabilities by URL, or by features."""
-    scorer = asked_model(platform, model, version)
-    asked = read_request(body, request.headers.get(HEADER_LENGTH))
-    if asked.features is not None:
-        answer = of_features(platform, asked.features, model=scorer)
-    else:
-        answer = of_urls(platform, asked.urls or [], request_id=request_id, owner=owner, model=scorer)
-    content, header_length = write_answer(answer, asked)
-    if header_length is None:
+    scorer = await asked_model(request, model, version)
+    header_length = request.headers.get(HEADER_LENGTH)
+    asked = await read(await request.body(), partial(read_request, header_length=header_length))
+    content, json_length = write_answer(await answered(request, asked.question, scorer), asked)
+    if json_length is None:
         return Response(content, media_type="application/json")
-    return Response(content, headers={HEADER_LENGTH: str(header_length)}, media_type="application/octet-stream")
+    return Response(content, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")

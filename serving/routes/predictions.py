@@ -1,47 +1,55 @@
 """Forecasts by URL, and of everything by risk."""
 
-from asyncio import wrap_future
 from functools import partial
 from typing import Annotated, Literal
 
 import orjson
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
-from serving.dependencies import Cursor, Limit, Owner, PlatformDep, RequestId
+from serving.access import CALLER
+from serving.dependencies import Cursor, Limit, Owner, PlatformDep
 from serving.freshness import judged, not_fresh
-from serving.openapi import problems
+from serving.intake import sent
+from serving.openapi import model_body, problems
 from serving.schemas import CurrentItem, Listing, Predictions, PredictionsRequest
 from serving.schemas.common import Horizon
 from serving.schemas.predictions import predictions_items
+from urlhealth.platform import Platform
 
 router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
 
 
-@router.post("", summary="Predict failures", response_model=Predictions, responses=problems(404, 409, 413, 422, 503))
+@router.post(
+    "",
+    summary="Predict failures",
+    response_model=Predictions,
+    responses=problems(404, 409, 413, 422, 503),
+    openapi_extra=model_body(PredictionsRequest, {"urls": ["https://example.com"], "horizons": ["1h", "24h"]}),
+)
 async def predict(
-    body: PredictionsRequest,
-    platform: PlatformDep,
-    owner: Owner,
-    request_id: RequestId,
+    request: Request,
     model: Annotated[
         str | None,
         Query(max_length=200, description="`url-health@ALIAS` or a version; else the champion.", examples=["3"]),
     ] = None,
 ) -> Response:
     """How likely each URL is to fail within each horizon. A URL never seen has status `missing`, and no probability."""
+    body = await sent(request, PredictionsRequest)
+    platform: Platform = request.app.state.platform
+    request_id, owner = request.state.request_id, request.scope[CALLER].owner
     ask = partial(
-        platform.predictor.ask,
+        platform.predictor.answer,
         body.urls,
         horizons=body.horizons,
         explain=body.explain,
         model=None if model is None else await run_sync(platform.versions.named, model),
         owner=owner,
     )
-    forecasts = await wrap_future(ask())
+    forecasts = await ask()
     if body.probe == "if_stale" and (urls := not_fresh(forecasts, max_age_s=body.max_age_s)):
         await run_sync(partial(platform.probe_now, urls, wait_s=body.probe_wait_s, owner=owner))
-        forecasts = await wrap_future(ask())
+        forecasts = await ask()
     forecasts = judged(forecasts, max_age_s=body.max_age_s, on_stale=body.on_stale)
     platform.log_predictions(request_id, forecasts, owner=owner)
     with platform.predictor.stages.timed("encode"):

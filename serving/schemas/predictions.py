@@ -13,7 +13,6 @@ from serving.schemas.common import (
     Target,
     Time,
     Url,
-    all_rfc3339,
     rfc3339,
     rfc3339_or_none,
 )
@@ -139,7 +138,7 @@ def predictions_items(forecasts: words.Forecasts) -> list[dict[str, Any]]:
 
     Hundreds of them are quicker written as they are than as models.
     """
-    observed_at = all_rfc3339(forecasts.observed_ms)
+    observed_at = [*map(rfc3339_or_none, forecasts.observed_ms)]
     each, model, version, reasons = len(forecasts.horizons), forecasts.model, forecasts.model_version, forecasts.reasons
     return [
         {

@@ -515,6 +515,7 @@ class Platform:
             NotFound: the owner has no such target.
         """
         erased = self.crawl.erase_url(url, lease=self.lease, name=name, owner=owner)
+        self.predictor.forget_targets()
         log.warning("erased a URL: %s", ", ".join(f"{count} {what}" for what, count in erased.items()))
         for erasure in self.crawl.pending_erasures():
             self.features.erase(erasure.kind, erasure.key, until_ms=erasure.until_ms, offline=False)

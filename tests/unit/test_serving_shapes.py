@@ -13,7 +13,7 @@ from serving.errors import KINDS, kind_of
 from serving.freshness import judged
 from serving.routes.submit import errors_of
 from serving.schemas import rfc3339
-from serving.schemas.common import all_rfc3339
+from serving.schemas.common import rfc3339_or_none
 from urlhealth import errors
 from urlhealth.vocabulary import Forecasts, Freshness, Health, Outcome, ProbeResult
 
@@ -123,7 +123,7 @@ def test_old_urls_are_named_by_their_position() -> None:
 def test_times_are_exact_to_the_millisecond(ms: int) -> None:
     text = rfc3339(ms)
     assert len(text) == len("2026-01-01T00:00:00.000Z")
-    assert all_rfc3339([ms, None]) == [text, None]
+    assert (rfc3339_or_none(ms), rfc3339_or_none(None)) == (text, None)
     since_1970 = datetime.fromisoformat(text) - datetime(1970, 1, 1, tzinfo=UTC)
     assert since_1970.days * 86_400_000 + since_1970.seconds * 1000 + since_1970.microseconds // 1000 == ms
 

@@ -48,6 +48,8 @@ _ENTRY: Final = Struct(f"<{_NUMBER_BYTES}sQ")
 class LmdbRows:
     """Packed rows in one LMDB file, made at the first write. Safe to share between threads, and across forks."""
 
+    embedded: Final = True
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = _file(path)

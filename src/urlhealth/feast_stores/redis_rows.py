@@ -98,6 +98,8 @@ return count
 class RedisRows:
     """Packed rows on a Redis server. Safe to share between threads and across forks."""
 
+    embedded: Final = False
+
     def __init__(self, url: str) -> None:
         """`url`: `redis://`, `rediss://` or `unix://`; `?prefix=NAME` keeps several stores in one database apart.
 

@@ -29,6 +29,11 @@ class OnlineRows(Protocol):
         """Where the rows are, for messages."""
         ...
 
+    @property
+    def embedded(self) -> bool:
+        """Whether a read is one of memory, and waits for nobody."""
+        ...
+
     def read(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
         """The packed row of each key, in order; None where there is none."""
         ...

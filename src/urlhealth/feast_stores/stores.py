@@ -197,6 +197,11 @@ class FeatureStores:
                     count += segments.erase(folder, {entity: key}, timestamp_column=_EVENT, until_us=until_ms * 1000)
         return count
 
+    @property
+    def online_is_embedded(self) -> bool:
+        """Whether :meth:`read` waits for no other process."""
+        return self._online.embedded
+
     def read(self, view: StateView, keys: Sequence[str]) -> OnlineStates:
         """The newest states of the entities with these keys, in their order; no Feast, no protobuf.
 

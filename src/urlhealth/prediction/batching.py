@@ -1,17 +1,19 @@
-"""One thread that answers questions; those that came while it was busy are answered together."""
+"""Questions that are answered together: those that came while the ones before were answered."""
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Question, Answer]):
-    """Answers any thread's questions in turn.
+    """Answers any thread's questions in turn, in a thread of its own.
 
     Several at once cost hardly more than one, where what takes time is the number of calls and not the number of rows;
     and nobody waits for others who came later.
@@ -69,3 +71,58 @@ class Batcher(Generic[Question, Answer]):
                     asked.append(question)
             self._busy = bool(taken)
         return taken
+
+
+class Gatherer(Generic[Question, Answer]):
+    """Answers questions in the thread of the event loop that they come from: for what takes less than handing it over.
+
+    What is asked in one turn of the loop is answered in the next. Each loop has its own questions.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Question]], Sequence[Answer]],
+        *,
+        fits: Callable[[Sequence[Question], Question], bool],
+    ) -> None:
+        """The same as of a `Batcher`."""
+        self._answer = answer
+        self._fits = fits
+        self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[tuple[Question, asyncio.Future[Answer]]]] = (
+            WeakKeyDictionary()
+        )
+
+    async def ask(self, question: Question) -> Answer:
+        """The answer; raises what `answer` does."""
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting.setdefault(loop, deque())
+        future: asyncio.Future[Answer] = loop.create_future()
+        waiting.append((question, future))
+        if len(waiting) == 1:
+            loop.call_soon(self._work, loop)
+        return await future
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._waiting[loop]
+        taken: list[tuple[Question, asyncio.Future[Answer]]] = []
+        asked: list[Question] = []
+        while waiting:
+            question, future = waiting[0]
+            if not future.done():  # else nobody waits for it any more
+                if taken and not self._fits(asked, question):
+                    break
+                taken.append((question, future))
+                asked.append(question)
+            waiting.popleft()
+        if waiting:
+            loop.call_soon(self._work, loop)
+        if not asked:
+            return
+        try:
+            answers = self._answer(asked)
+        except Exception as error:
+            for _, future in taken:
+                future.set_exception(error)
+        else:
+            for (_, future), answer in zip(taken, answers, strict=True):
+                future.set_result(answer)

@@ -1,8 +1,8 @@
 """URLs in, features and forecasts out: state from the online store, vectors at now, one call of the champion."""
 
+from asyncio import wrap_future
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
@@ -16,8 +16,9 @@ from urlhealth.features import vector
 from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, URL_STATE, VECTOR, describe
 from urlhealth.features.columns import States, names
 from urlhealth.prediction.ages import Ages
-from urlhealth.prediction.batching import Batcher
+from urlhealth.prediction.batching import Batcher, Gatherer
 from urlhealth.prediction.champion import Champion, ChampionWatch
+from urlhealth.prediction.shown import ShownTargets
 from urlhealth.prediction.stages import Stages
 from urlhealth.probing.urls import parse_targets
 from urlhealth.vocabulary import (
@@ -34,9 +35,6 @@ from urlhealth.vocabulary import (
 
 #: Reasons that a prediction carries at most.
 REASONS = 3
-
-#: In place of a target that is none of the caller's: nothing is known of it.
-_NOBODYS = Target(url="http://nobody.invalid/", host="nobody.invalid", group="nobody.invalid")
 
 #: URLs that are looked up together at most, if they come in several requests.
 _TOGETHER: Final = 256
@@ -68,6 +66,8 @@ class _Question:
     explain: bool
     model: Champion
     owner: str
+    #: Whether the targets are as the owner may see them: looked up, and not just what the URLs say.
+    shown: bool
 
 
 class Predictor:
@@ -85,12 +85,13 @@ class Predictor:
         clock: Clock,
         known_for_s: float,
     ) -> None:
-        self._crawl = crawl
         self._features = features
         self._champion = champion
         self._clock = clock
         self._known_for_s = known_for_s
+        self._shown = ShownTargets(crawl, clock)
         self._batcher: Batcher[_Question, Forecasts] = Batcher(self._answers, fits=_alike)
+        self._gatherer: Gatherer[_Question, Forecasts] = Gatherer(self._answers, fits=_alike)
         #: How long the stages of requests took.
         self.stages = Stages()
         #: How old the states were that requests read.
@@ -103,7 +104,7 @@ class Predictor:
             InvalidUrls: naming the positions.
         """
         targets = parse_targets(urls)
-        known = self._known(self._shown(targets, owner), self.stages)
+        known = self._known(self._shown.look_up(urls, targets, owner), self.stages)
         self.ages.add(known.status, known.age_s)
         feature_names = names(VECTOR)
         return [
@@ -137,9 +138,9 @@ class Predictor:
             InvalidRequest: an unknown horizon.
             NoModel: see :meth:`champion`.
         """
-        return self.ask(urls, horizons=horizons, explain=explain, model=model, owner=owner).result()
+        return self._batcher.ask(self._question(urls, horizons, explain, model, owner)).result()
 
-    def ask(
+    async def answer(
         self,
         urls: Sequence[str],
         *,
@@ -147,16 +148,12 @@ class Predictor:
         explain: bool = False,
         model: Champion | None = None,
         owner: str = LOCAL_OWNER,
-    ) -> "Future[Forecasts]":
-        """:meth:`predict` for those who do not wait in their thread; of its errors, these three are raised at once."""
-        unknown = [horizon for horizon in horizons if horizon not in HORIZONS]
-        if unknown:
-            raise InvalidRequest(f"unknown horizon {unknown[0]!r}: choose among {', '.join(HORIZONS)}")
-        model = model or self.champion()
-        with self.stages.timed("parse"):
-            targets = parse_targets(urls)
-        question = _Question(urls=urls, targets=targets, horizons=horizons, explain=explain, model=model, owner=owner)
-        return self._batcher.ask(question)
+    ) -> Forecasts:
+        """:meth:`predict` for an event loop. It waits for nothing itself, but computes what takes it a moment only."""
+        question = self._question(urls, horizons, explain, model, owner)
+        if question.shown and self._features.online_is_embedded and not explain and len(urls) <= _TOGETHER:
+            return await self._gatherer.ask(question)
+        return await wrap_future(self._batcher.ask(question))
 
     def predict_targets(
         self, targets: Sequence[Target], *, horizons: Sequence[str], model: Champion, explain: bool = False
@@ -165,19 +162,53 @@ class Predictor:
         stages = Stages()  # of what is no request, nobody asks
         known = self._known(targets, stages)
         probabilities = self._probabilities(known, model, stages)
-        urls = [target.url for target in targets]
-        question = _Question(urls=urls, targets=targets, horizons=horizons, explain=explain, model=model, owner="")
+        question = _Question(
+            urls=[target.url for target in targets],
+            targets=targets,
+            horizons=horizons,
+            explain=explain,
+            model=model,
+            owner="",
+            shown=True,
+        )
         return self._forecasts(question, known, probabilities, start=0)
+
+    def forget_targets(self) -> None:
+        """Look targets up again that were found before: some are no longer there."""
+        self._shown.forget()
 
     def champion(self) -> Champion:
         """The model that serves now; raises as :meth:`ChampionWatch.serving` does."""
         return self._champion.serving()
 
+    def _question(
+        self, urls: Sequence[str], horizons: Sequence[str], explain: bool, model: Champion | None, owner: str
+    ) -> _Question:
+        unknown = [horizon for horizon in horizons if horizon not in HORIZONS]
+        if unknown:
+            raise InvalidRequest(f"unknown horizon {unknown[0]!r}: choose among {', '.join(HORIZONS)}")
+        model = model or self.champion()
+        with self.stages.timed("parse"):
+            kept = self._shown.kept(urls, owner)
+            targets = parse_targets(urls) if kept is None else kept
+        return _Question(
+            urls=urls,
+            targets=targets,
+            horizons=horizons,
+            explain=explain,
+            model=model,
+            owner=owner,
+            shown=kept is not None,
+        )
+
     def _answers(self, questions: Sequence[_Question]) -> list[Forecasts]:
         """The forecasts for all of these, whose model and owner are the same: state, vectors and model once."""
         model, owner = questions[0].model, questions[0].owner
         targets = [target for question in questions for target in question.targets]
-        known = self._known(self._shown(targets, owner), self.stages)
+        if not all(question.shown for question in questions):
+            urls = [url for question in questions for url in question.urls]
+            targets = self._shown.look_up(urls, targets, owner)
+        known = self._known(targets, self.stages)
         self.ages.add(known.status, known.age_s)
         probabilities = self._probabilities(known, model, self.stages)
         starts = accumulate((len(question.targets) for question in questions), initial=0)
@@ -235,21 +266,6 @@ class Predictor:
             )
             for i in range(len(vectors))
         ]
-
-    def _shown(self, targets: Sequence[Target], owner: str) -> list[Target]:
-        """What the owner may know of: their targets, with the groups that monitors or histories gave them (a parsed one
-        only knows the domain). Features are of the URL, whoever had it probed: those of others' are not looked at.
-        """
-        groups = self._crawl.groups_of([target.url for target in targets], owner=owner)
-        shown = []
-        for target in targets:
-            group = groups.get(target.url)
-            if group is None:
-                target = _NOBODYS
-            elif group != target.group:
-                target = replace(target, group=group)
-            shown.append(target)
-        return shown
 
     def _known(self, targets: Sequence[Target], stages: Stages) -> _Known:
         """What is known of targets, now."""
