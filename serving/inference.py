@@ -21,6 +21,7 @@ from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
+from urlhealth.prediction.services import ServiceModel, ServiceModels
 from urlhealth.vocabulary import HORIZONS, MODEL_NAME, PROBABILITIES
 
 Matrix = npt.NDArray[np.float32]
@@ -43,13 +44,14 @@ class Answer:
 
     model: str
     model_version: str
-    #: By name, float64 (n,): `PROBABILITIES`, NaN where nothing is known; for URLs also `age_s`.
+    #: By name, float64 (n,): `PROBABILITIES`, NaN where nothing is known; for URLs also `age_s`. Of a model of your
+    #: own: `probability`.
     numbers: Mapping[str, npt.NDArray[np.float64]]
-    #: By name, n strings: for URLs `status`.
+    #: By name, n strings: for URLs and entities `status`.
     texts: Mapping[str, list[str]]
 
     def __len__(self) -> int:
-        return len(self.numbers[PROBABILITIES[0]])
+        return len(next(iter(self.numbers.values())))
 
     def probabilities(self) -> npt.NDArray[np.float64]:
         """(n, 6), in the order of `PROBABILITIES`."""
@@ -100,6 +102,38 @@ async def _of_urls(request: Request, platform: Platform, urls: Sequence[Any], mo
         },
         texts={"status": [status.value for status in forecasts.status]},
     )
+
+
+async def answered_by_service(request: Request, model: ServiceModel, entities: Mapping[str, list[Any]]) -> Answer:
+    """What a model of your own says of entities, by join key.
+
+    Raises:
+        InvalidRequest, StoreUnavailable.
+    """
+    count = max(map(len, entities.values()), default=0)
+    _check_count(count, MAX_ROWS, "entities")
+    score = partial(model.score, entities, now_ms=request.app.state.platform.clock())
+    scores = score() if model.is_near and count <= _FEW_ROWS else await run_sync(score)
+    return Answer(
+        model=model.name,
+        model_version=model.version,
+        numbers={"probability": scores.probability},
+        texts={"status": scores.status},
+    )
+
+
+async def asked_service(request: Request, model: str, version: str | None = None) -> ServiceModel:
+    """The model of your own that a path names: its champion, or a version.
+
+    Raises:
+        NotFound: there is no such one.
+        ModelMismatch, StoreUnavailable: it cannot be loaded.
+    """
+    models: ServiceModels = request.app.state.platform.service_models
+    loaded = models.loaded(model)
+    if loaded is not None and version in (None, loaded.version):
+        return loaded
+    return await run_sync(models.named, model, version)
 
 
 def of_features(platform: Platform, matrix: Matrix, *, model: Champion | None = None) -> Answer:

@@ -23,7 +23,8 @@ class InferRequest:
     """What is asked, and how the answer is wanted."""
 
     request_id: str
-    question: Question
+    #: By name: numbers in their shape, texts as a list.
+    tensors: dict[str, Any]
     #: Names of the outputs wanted, and whether each is wanted in binary; None: all.
     outputs: dict[str, bool] | None
     #: Whether outputs for which nothing is said are wanted in binary.
@@ -58,9 +59,7 @@ def read_request(body: bytes, header_length: str | None) -> InferRequest:
     by_default = parameters.get("binary_data_output") is True
     if said.get("outputs"):
         outputs = dict(_wanted(said["outputs"], by_default=by_default))
-    return InferRequest(
-        request_id=str(said.get("id", "")), question=_question(tensors), outputs=outputs, binary=by_default
-    )
+    return InferRequest(request_id=str(said.get("id", "")), tensors=tensors, outputs=outputs, binary=by_default)
 
 
 def write_answer(answer: Answer, request: InferRequest) -> tuple[bytes, int | None]:
@@ -152,13 +151,18 @@ def _from_json(name: str, data: Any, datatype: str, shape: list[int], count: int
     if not set(map(type, flat)) <= {float, int, type(None)}:
         raise InvalidRequest(f"input {name!r}: {datatype} data are numbers, or null where unknown")
     try:
-        return np.array(flat, dtype=np.float64).reshape(shape)
+        whole = datatype.startswith("INT") and None not in flat and float not in map(type, flat)
+        return np.array(flat, dtype=np.int64 if whole else np.float64).reshape(shape)
     except OverflowError:
         raise InvalidRequest(f"input {name!r}: a number is too large") from None
 
 
-def _question(tensors: dict[str, Any]) -> Question:
-    """URLs or features, as the names of the inputs say."""
+def question_of(tensors: dict[str, Any]) -> Question:
+    """URLs or features, as the names of the inputs say.
+
+    Raises:
+        InvalidRequest: saying what is wrong, and in which tensor.
+    """
     if "url" in tensors or "features" in tensors:
         if len(tensors) > 1:
             raise InvalidRequest("send 'url' alone, 'features' alone, or features by name")
@@ -178,6 +182,18 @@ def _question(tensors: dict[str, Any]) -> Question:
             raise InvalidRequest(f"input {name!r}: send numbers in the shape [n], or [n, 1]")
         columns[name] = values.ravel().tolist()
     return matrix_of_columns(columns)
+
+
+def entities_of(tensors: dict[str, Any]) -> dict[str, list[Any]]:
+    """Values by join key.
+
+    Raises:
+        InvalidRequest: a tensor is no list of them.
+    """
+    for name, values in tensors.items():
+        if not isinstance(values, list) and (values.ndim > 2 or values.size != len(values)):
+            raise InvalidRequest(f"input {name!r}: send the values in the shape [n], or [n, 1]")
+    return {name: values if isinstance(values, list) else values.ravel().tolist() for name, values in tensors.items()}
 
 
 def _single(values: Any) -> Matrix:

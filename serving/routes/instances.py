@@ -11,7 +11,9 @@ from fastapi import APIRouter, Request, Response
 from serving.inference import (
     Question,
     answered,
+    answered_by_service,
     asked_model,
+    asked_service,
     json_object,
     matrix_of_columns,
     matrix_of_rows,
@@ -45,10 +47,10 @@ _MLFLOW_BODY: Final = json_body(
 )
 async def describe(model: str, request: Request, version: str | None = None) -> dict[str, Any]:
     """What TensorFlow Serving and KServe say of a model that serves."""
-    champion = await asked_model(request, model, version)
+    champion = await (asked_model if model == MODEL_NAME else asked_service)(request, model, version)
     status = {"error_code": "OK", "error_message": ""}
     state = {"version": champion.version, "state": "AVAILABLE", "status": status}
-    return {"name": MODEL_NAME, "ready": True, "model_version_status": [state]}
+    return {"name": model, "ready": True, "model_version_status": [state]}
 
 
 @router.post(
@@ -67,9 +69,14 @@ async def describe(model: str, request: Request, version: str | None = None) -> 
 )
 async def predict(model: str, request: Request, version: str | None = None) -> Response:
     """`predictions`, an object an instance; for `inputs`: `outputs`, an object of columns."""
-    scorer = await asked_model(request, model, version)
-    question, by_column = await read(await request.body(), _v1)
-    answer = await answered(request, question, scorer)
+    if model == MODEL_NAME:
+        scorer = await asked_model(request, model, version)
+        question, by_column = await read(await request.body(), _v1)
+        answer = await answered(request, question, scorer)
+    else:
+        service = await asked_service(request, model, version)
+        entities, by_column = await read(await request.body(), _v1_entities)
+        answer = await answered_by_service(request, service, entities)
     reply = {"outputs": answer.columns()} if by_column else {"predictions": answer.records()}
     return Response(orjson.dumps(reply), media_type="application/json")
 
@@ -97,6 +104,20 @@ def _v1(body: bytes) -> tuple[Question, bool]:
             return _columns(columns), True
         case _:
             raise InvalidRequest("the body has neither the list 'instances' nor the object 'inputs'")
+
+
+def _v1_entities(body: bytes) -> tuple[dict[str, list[Any]], bool]:
+    """The same for a model of your own: values by join key."""
+    match json_object(body):
+        case {"instances": [dict(first), *others] as instances} if all(isinstance(other, dict) for other in others):
+            for position, instance in enumerate(instances):
+                if instance.keys() != first.keys():
+                    raise InvalidRequest(f"instance {position} has other join keys than the first one")
+            return {name: [instance[name] for instance in instances] for name in first}, False
+        case {"inputs": dict(columns)} if all(isinstance(values, list) for values in columns.values()):
+            return columns, True
+        case _:
+            raise InvalidRequest("send 'instances', objects of join keys, or 'inputs', an object of a list for each")
 
 
 def _mlflow(body: bytes) -> Question:

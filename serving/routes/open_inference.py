@@ -7,10 +7,10 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from serving.dependencies import PlatformDep
-from serving.inference import FEATURES, answered, asked_model, read
+from serving.inference import FEATURES, Answer, answered, answered_by_service, asked_model, asked_service, read
 from serving.openapi import json_body, protocol_errors
 from serving.schemas import Ready
-from serving.tensors import HEADER_LENGTH, read_request, write_answer
+from serving.tensors import HEADER_LENGTH, InferRequest, entities_of, question_of, read_request, write_answer
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
@@ -27,9 +27,12 @@ _OUTPUTS: Final = [
 _BODY: Final = json_body(
     {"inputs": [{"name": "url", "shape": [1], "datatype": "BYTES", "data": ["https://example.com"]}]},
     "One input `url`; or `features`, a matrix whose columns are in the order of the model's metadata; or features by "
-    "name, those that are absent being unknown. Tensors may be binary.",
+    "name, those that are absent being unknown. Tensors may be binary. For a model of your own: its join keys.",
 )
 
+
+#: Feast's types of join keys, as V2 has them.
+_DATATYPES: Final = {"STRING": "BYTES", "BYTES": "BYTES"}
 
 _REPLY: Final = protocol_errors(404, 413, 422, 503) | {200: {"content": {"application/octet-stream": {}}}}
 
@@ -60,6 +63,19 @@ def ready(platform: PlatformDep, response: Response) -> dict[str, bool]:
 )
 async def metadata(model: str, request: Request, version: str | None = None) -> dict[str, Any]:
     """Inputs and outputs. `age_s` and `status` are there for `url` only."""
+    if model != MODEL_NAME:
+        service = await asked_service(request, model, version)
+        return {
+            "name": model,
+            "versions": [service.version],
+            "platform": "urlhealth",
+            "inputs": [
+                {"name": name, "datatype": _DATATYPES.get(kind, kind), "shape": [-1]}
+                for name, kind in service.join_keys.items()
+            ],
+            "outputs": [{"name": "probability", "datatype": "FP64", "shape": [-1]}, _OUTPUTS[-1]],
+            "parameters": {"feature_service": service.service},
+        }
     champion = await asked_model(request, model, version)
     return {
         "name": MODEL_NAME,
@@ -78,8 +94,8 @@ async def metadata(model: str, request: Request, version: str | None = None) -> 
 )
 async def model_ready(model: str, request: Request, version: str | None = None) -> dict[str, Any]:
     """200 if it does."""
-    await asked_model(request, model, version)
-    return {"name": MODEL_NAME, "ready": True}
+    await (asked_model if model == MODEL_NAME else asked_service)(request, model, version)
+    return {"name": model, "ready": True}
 
 
 @router.post("/models/{model}/infer", summary="Infer (V2)", responses=_REPLY, openapi_extra=_BODY)
@@ -90,11 +106,18 @@ async def model_ready(model: str, request: Request, version: str | None = None) 
     openapi_extra=_BODY,
 )
 async def infer(model: str, request: Request, version: str | None = None) -> Response:
-    """Probabilities by URL, or by features."""
-    scorer = await asked_model(request, model, version)
+    """Probabilities by URL, or by features; of a model of your own, by entity."""
     header_length = request.headers.get(HEADER_LENGTH)
     asked = await read(await request.body(), partial(read_request, header_length=header_length))
-    content, json_length = write_answer(await answered(request, asked.question, scorer), asked)
+    content, json_length = write_answer(await _answer(model, request, version, asked), asked)
     if json_length is None:
         return Response(content, media_type="application/json")
     return Response(content, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")
+
+
+async def _answer(model: str, request: Request, version: str | None, asked: InferRequest) -> Answer:
+    if model == MODEL_NAME:
+        scorer = await asked_model(request, model, version)
+        return await answered(request, question_of(asked.tensors), scorer)
+    service = await asked_service(request, model, version)
+    return await answered_by_service(request, service, entities_of(asked.tensors))

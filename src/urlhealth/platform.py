@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from urlhealth.prediction.quality import LiveQuality
     from urlhealth.prediction.retraining import Retraining
     from urlhealth.prediction.served_files import ServedFiles
+    from urlhealth.prediction.services import ServiceModels
     from urlhealth.prediction.shadow import Shadow
     from urlhealth.prediction.versions import Versions
 
@@ -193,6 +194,12 @@ class Platform:
         from urlhealth.prediction.champion import ChampionWatch
 
         return ChampionWatch(self.settings)
+
+    @cached_property
+    def service_models(self) -> "ServiceModels":
+        from urlhealth.prediction.services import ServiceModels
+
+        return ServiceModels(self.settings, feast=self.features.feast, clock=self.clock)
 
     @cached_property
     def predictor(self) -> "Predictor":
@@ -633,6 +640,7 @@ class Platform:
     def _follow_champion(self) -> None:
         before = self.champion.problem
         self.champion.refresh()
+        self.service_models.refresh()
         if self.champion.problem not in (None, before):
             log.error("%s", self.champion.problem)
 

@@ -154,6 +154,22 @@ class ServiceReader:
                 ttl=view.ttl or timedelta(0),
             )
 
+    @property
+    def features(self) -> list[tuple[str, str]]:
+        """The view and the name of each feature, in the order of the service."""
+        return [(name, feature) for name, view in self._views.items() for feature in view.features]
+
+    @property
+    def join_keys(self) -> dict[str, str]:
+        """By the name of each join key that is asked for, Feast's name of its type."""
+        keys = (key for view in self._views.values() for key in view.join_keys)
+        return {asked: kind.name for name, asked, kind in keys if name != DUMMY_ENTITY_ID}
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether :meth:`read` waits for no other process."""
+        return self._rows.embedded
+
     def read(
         self, entities: Mapping[str, Sequence[Any]], *, now_ms: int, fresh_for: timedelta | None = None
     ) -> dict[str, ViewArrays]:

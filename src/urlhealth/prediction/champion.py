@@ -5,11 +5,12 @@ import logging
 import sqlite3
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from urlhealth.prediction.estimators import HealthForecaster
+
+Read = TypeVar("Read")
 
 log = logging.getLogger(__name__)
 
@@ -171,23 +174,34 @@ def load_version(tracking_uri: str, version: str) -> "HealthForecaster":
         NotFound: it is not registered.
         StoreUnavailable: its files cannot be read.
     """
+    from urlhealth.prediction.estimators import load_forecaster
+
+    return read_version(tracking_uri, MODEL_NAME, version, load_forecaster)
+
+
+def read_version(tracking_uri: str, name: str, version: str, read: Callable[[Path], Read]) -> Read:
+    """What is read from the MLflow folder of a registered version.
+
+    Raises:
+        ModelMismatch: as `read` does.
+        NotFound: it is not registered.
+        StoreUnavailable: its files cannot be read.
+    """
     import mlflow.artifacts
     from mlflow import MlflowClient
-
-    from urlhealth.prediction.estimators import load_forecaster
 
     source = None
     with TemporaryDirectory(prefix="urlhealth-model-") as folder:
         try:
             # Not `models:/name/version`: MLflow would resolve that in a registry in the working folder, and make it.
-            source = MlflowClient(tracking_uri=tracking_uri).get_model_version_download_uri(MODEL_NAME, version)
+            source = MlflowClient(tracking_uri=tracking_uri).get_model_version_download_uri(name, version)
             path = mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=tracking_uri)
-            return load_forecaster(Path(path))
+            return read(Path(path))
         except ModelMismatch:
             raise
         except Exception as error:  # MLflow lets through whatever its back ends raise.
             if source is None and getattr(error, "error_code", None) in _ABSENT:
-                raise NotFound(f"there is no version {version} of {MODEL_NAME}") from error
+                raise NotFound(f"there is no version {version} of {name}") from error
             raise StoreUnavailable(f"its files cannot be read: {one_line(error)}") from error
 
 
@@ -200,15 +214,15 @@ def champion_version(tracking_uri: str) -> "ModelVersion | None":
     return _aliased(tracking_uri, CHAMPION)
 
 
-def alias_version(tracking_uri: str, alias: str) -> str | None:
+def alias_version(tracking_uri: str, alias: str, name: str = MODEL_NAME) -> str | None:
     """Number of the version with an alias; None if there is none. An SQLite registry is read without MLflow.
 
     Raises:
         StoreUnavailable: the registry cannot say.
     """
     if tracking_uri.startswith(_SQLITE):
-        return _peek(tracking_uri, alias)
-    registered = _aliased(tracking_uri, alias)
+        return _peek(tracking_uri, alias, name)
+    registered = _aliased(tracking_uri, alias, name)
     return None if registered is None else str(registered.version)
 
 
@@ -217,14 +231,14 @@ def has_registry(tracking_uri: str) -> bool:
     return not tracking_uri.startswith(_SQLITE) or Path(tracking_uri.removeprefix(_SQLITE)).exists()
 
 
-def _aliased(tracking_uri: str, alias: str) -> "ModelVersion | None":
+def _aliased(tracking_uri: str, alias: str, name: str = MODEL_NAME) -> "ModelVersion | None":
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
         client = MlflowClient(tracking_uri=tracking_uri)
         try:
-            return client.get_model_version_by_alias(MODEL_NAME, alias)
+            return client.get_model_version_by_alias(name, alias)
         except MlflowException as error:
             if error.error_code in _ABSENT:
                 return None
@@ -239,7 +253,7 @@ def unavailable(uri: str, error: object) -> StoreUnavailable:
     return StoreUnavailable(redacted(words))
 
 
-def _peek(uri: str, alias: str = CHAMPION) -> str | None:
+def _peek(uri: str, alias: str = CHAMPION, name: str = MODEL_NAME) -> str | None:
     """The version with an alias in MLflow's SQLite file, read without MLflow.
 
     MLflow makes and migrates the file when it opens it: that takes seconds, and would get in the way of a first
@@ -251,7 +265,7 @@ def _peek(uri: str, alias: str = CHAMPION) -> str | None:
             return None
         with closing(sqlite3.connect(f"{registry.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             row = connection.execute(
-                "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", (MODEL_NAME, alias)
+                "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", (name, alias)
             ).fetchone()
     except (sqlite3.DatabaseError, OSError) as error:
         code = getattr(error, "sqlite_errorcode", None)

@@ -570,13 +570,16 @@ class HealthForecaster(BaseEstimator):
 
 
 def load_forecaster(folder: Path) -> HealthForecaster:
-    """The forecaster in a local MLflow model folder, read without MLflow and from :data:`TRUSTED_TYPES` alone.
+    """The forecaster in a local MLflow model folder; raises as :func:`skops_file` and :func:`read_forecaster` do."""
+    return read_forecaster(skops_file(folder))
 
-    The list of types that the folder itself proposes to trust is not heeded.
+
+def skops_file(folder: Path) -> Path:
+    """The file of the scikit-learn model in a local MLflow model folder, read without MLflow.
 
     Raises:
-        ModelMismatch: it is no such model, or was trained for other features than this version has.
-        OSError: its files cannot be read (now).
+        ModelMismatch: it is no such folder, or the model is kept as something else, such as a pickle.
+        OSError: it cannot be read (now).
     """
     import yaml
 
@@ -587,19 +590,36 @@ def load_forecaster(folder: Path) -> HealthForecaster:
         raise ModelMismatch(f"{folder} is no MLflow folder of a scikit-learn model: {error!r}") from error
     if serialization != "skops":
         raise ModelMismatch(f"the model in {folder} was saved as {serialization}: only skops is loaded, so save it so")
-    return read_forecaster(folder / file)
+    return folder / file
 
 
-def read_forecaster(file: Path) -> HealthForecaster:
-    """The forecaster in a skops file, as :func:`load_forecaster` reads it; raises the same."""
+def read_skops(file: Path, *, trusted: Sequence[str] = TRUSTED_TYPES) -> Any:
+    """What a skops file holds, made of these types, and of those that skops knows to be harmless.
+
+    The list of types that a model proposes to trust is not heeded.
+
+    Raises:
+        ModelMismatch: it cannot be loaded so.
+        OSError: it cannot be read (now).
+    """
     import skops.io
 
     try:
-        forecaster = skops.io.load(file, trusted=list(TRUSTED_TYPES))
+        return skops.io.load(file, trusted=list(trusted))
     except OSError:
         raise
     except Exception as error:  # skops raises whatever a bad file makes it meet.
         raise ModelMismatch(f"{file} cannot be loaded: {error}") from error
+
+
+def read_forecaster(file: Path) -> HealthForecaster:
+    """The forecaster in a skops file.
+
+    Raises:
+        ModelMismatch: it holds none, or one that was trained for other features than this version has.
+        OSError: it cannot be read (now).
+    """
+    forecaster = read_skops(file)
     if not isinstance(forecaster, HealthForecaster):
         raise ModelMismatch(f"{file} holds a {type(forecaster).__name__}, not a HealthForecaster")
     trained = [str(name) for name in forecaster.feature_names_in_]
