@@ -1,8 +1,9 @@
 """Predictions over HTTP: ours, the usual chain of `feast serve` and `mlflow models serve`, and others, in one run.
 
 Every server has one worker and is asked over 4 keep-alive connections from this process, which shares its cores.
-Ours is `urlhealth serve` with the bundled model, its log on; it looks states up, makes vectors of them for now, and
-gives six probabilities. The others score one probability from 25 float features that they look up as they are.
+Ours is `urlhealth serve`, its log on. Asked for a model of 25 float features, it does what the chain does: it looks
+them up as they are stored, and gives one probability. With the bundled model it looks states up, makes vectors of them
+for now, and gives six probabilities; the chain's figures are the same then.
 """
 
 import argparse
@@ -34,6 +35,8 @@ FEATURES: Final = [f"f{i:02d}" for i in range(25)]
 REQUESTS: Final = 64
 #: Around a swap, the time that is looked at apart.
 SWAP_WINDOW_S: Final = 1.0
+#: Name of the model of 25 float features.
+OWN: Final = "bench"
 _START_S: Final = 120.0
 _PREDICT: Final = "/api/v1/predictions"
 _INFER: Final = "/v2/models/url-health/infer"
@@ -69,6 +72,7 @@ class Bench:
         self._ours: dict[str, Load] = {}
         _fill(self._home, entities)
         self._version = _register(self._home)
+        _own(self._home, entities)
 
     def ours(self) -> None:
         """`urlhealth serve`: start, memory, and each kind of request."""
@@ -76,6 +80,8 @@ class Bench:
         started = time.perf_counter()
         with self._serve(port) as process:
             print(f"urlhealth serve is ready after {time.perf_counter() - started:.1f} s")
+            for urls in (1, 100):
+                self._measure(f"{urls} entities, 25 features", self._by_entity(port, urls), process.pid)
             for urls in (1, 100):
                 self._measure(f"{urls} URLs, one horizon", self._by_url(port, urls), process.pid)
             most = self._ours["1 URLs, one horizon"].per_second
@@ -152,12 +158,14 @@ class Bench:
                     self._chained(feast_port, mlflow_port, urls), seconds=self._seconds, pids=(feast_pid, mlflow_pid)
                 )
                 print(f"chain, {urls} URLs: {chained}")
+                self._compare(f"{urls} entities, 25 features", chained)
                 for horizons in ("one horizon", "all horizons"):
                     self._compare(f"{urls} URLs, {horizons}", chained)
             rows = self._rng.normal(size=(100, len(FEATURES))).astype(np.float32).tolist()
             asked = _sending(bare_port, [post("/score", {"rows": rows})])
             routed = load(asked, seconds=self._seconds, pids=[bare_pid])
             print(f"bare FastAPI and scikit-learn, 100 rows in the request: {routed}")
+            self._compare("100 entities, 25 features", routed)
             self._compare("100 URLs, one horizon", routed)
             split = {"dataframe_split": {"columns": FEATURES, "data": rows}}
             asked = _sending(mlflow_port, [post("/invocations", split)])
@@ -178,6 +186,16 @@ class Bench:
         requests = [
             post(_PREDICT, {"urls": [_url(int(i)) for i in numbers], "horizons": asked})
             for numbers in self._rng.integers(0, self._entities, (REQUESTS, urls))
+        ]
+        return _sending(port, requests)
+
+    def _by_entity(self, port: int, entities: int) -> Callable[[], Call]:
+        requests = [
+            post(
+                f"/v2/models/{OWN}/infer",
+                {"inputs": [{"name": "entity", "shape": [entities], "datatype": "INT64", "data": numbers.tolist()}]},
+            )
+            for numbers in self._rng.integers(0, self._entities, (REQUESTS, entities))
         ]
         return _sending(port, requests)
 
@@ -326,16 +344,10 @@ def _fit(folder: Path) -> Path:
     """A binary HGB on 25 float features, for MLflow and for joblib; the folder of the MLflow model."""
     import joblib
     import mlflow.sklearn
-    import pandas as pd
-    from sklearn.ensemble import HistGradientBoostingClassifier
 
-    rng = np.random.default_rng(1)
-    X = rng.normal(size=(20_000, len(FEATURES))).astype(np.float32)
-    y = (X[:, 0] + X[:, 1] * X[:, 2] + rng.normal(size=len(X)) > 1).astype(int)
-    joblib.dump(HistGradientBoostingClassifier(random_state=0).fit(X, y), folder / "model.joblib")
-    named = HistGradientBoostingClassifier(random_state=0).fit(pd.DataFrame(X, columns=FEATURES), y)
+    joblib.dump(_classifier(named=False), folder / "model.joblib")
     mlflow.sklearn.save_model(
-        named,
+        _classifier(),
         folder / "model",
         serialization_format="cloudpickle",
         pyfunc_predict_fn="predict_proba",
@@ -344,9 +356,62 @@ def _fit(folder: Path) -> Path:
     return folder / "model"
 
 
+def _classifier(*, named: bool = True) -> Any:
+    import pandas as pd
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(20_000, len(FEATURES))).astype(np.float32)
+    y = (X[:, 0] + X[:, 1] * X[:, 2] + rng.normal(size=len(X)) > 1).astype(int)
+    rows = pd.DataFrame(X, columns=FEATURES) if named else X
+    return HistGradientBoostingClassifier(random_state=0).fit(rows, y)
+
+
+def _own(home: Path, entities: int) -> None:
+    """The same model and the same entities in ours: a feature service, its rows online, the model registered for it."""
+    import mlflow
+
+    from models.registry import EXPERIMENT, tracking
+    from urlhealth.platform import Platform
+    from urlhealth.prediction.services import SERVICE_TAG
+    from urlhealth.settings import Settings
+    from urlhealth.vocabulary import CHAMPION
+
+    settings = Settings(home=home, mlflow_tracking_uri="")
+    with Platform(settings) as platform:
+        store = platform.features.feast()
+        definitions: dict[str, Any] = {}
+        exec(_DEFINITIONS, definitions)
+        view = definitions["stats"]
+        store.apply([definitions["entity"], view, definitions["service"]])
+        store.write_to_online_store("stats", _rows(entities))
+    with tracking(settings) as client:
+        mlflow.set_experiment(EXPERIMENT)
+        with mlflow.start_run():
+            trees = "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"
+            mlflow.sklearn.log_model(
+                _classifier(),
+                name="model",
+                serialization_format="skops",
+                skops_trusted_types=[trees],
+                registered_model_name=OWN,
+                pip_requirements=["scikit-learn"],
+            )
+        client.set_registered_model_tag(OWN, SERVICE_TAG, "bench")
+        client.set_registered_model_alias(OWN, CHAMPION, "1")
+
+
+def _rows(entities: int) -> Any:
+    import pandas as pd
+
+    rng, now = np.random.default_rng(2), datetime.now(UTC)
+    columns: dict[str, Any] = {name: rng.normal(size=entities).astype(np.float32) for name in FEATURES}
+    return pd.DataFrame({"entity": np.arange(entities), "event_timestamp": now - timedelta(hours=1), **columns})
+
+
 _DEFINITIONS: Final = """
 from datetime import timedelta
-from feast import Entity, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.types import Float32
 
 entity = Entity(name="entity", join_keys=["entity"], value_type=ValueType.INT64)
@@ -355,24 +420,20 @@ stats = FeatureView(
     schema=[Field(name=f"f{i:02d}", dtype=Float32) for i in range(25)],
     source=FileSource(path="rows.parquet", timestamp_field="event_timestamp"),
 )
+service = FeatureService(name="bench", features=[stats])
 """
 
 
 def _feast_repo(folder: Path, entities: int) -> Path:
     """A repository of Feast's stock stores, with every entity in its SQLite online store."""
-    import pandas as pd
-
     repo = folder / "repo"
     repo.mkdir()
     store = {"project": "bench", "registry": "registry.db", "provider": "local", "entity_key_serialization_version": 3}
     store |= {"offline_store": {"type": "file"}, "online_store": {"type": "sqlite", "path": "online.db"}}
     (repo / "feature_store.yaml").write_text(json.dumps(store))
     (repo / "definitions.py").write_text(_DEFINITIONS)
-    rng, now = np.random.default_rng(2), datetime.now(UTC)
-    columns: dict[str, Any] = {name: rng.normal(size=entities).astype(np.float32) for name in FEATURES}
-    frame = pd.DataFrame({"entity": np.arange(entities), "event_timestamp": now - timedelta(hours=1), **columns})
-    frame.to_parquet(repo / "rows.parquet")
-    for command in (["apply"], ["materialize", "2020-01-01T00:00:00", f"{now:%Y-%m-%dT%H:%M:%S}"]):
+    _rows(entities).to_parquet(repo / "rows.parquet")
+    for command in (["apply"], ["materialize", "2020-01-01T00:00:00", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"]):
         subprocess.run(
             [str(BIN / "feast"), "-c", str(repo), *command],
             env={**os.environ, "FEAST_USAGE": "False"},
