@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
@@ -127,7 +128,7 @@ class AccessControl:
             keys = self._platform().keys
             if not await _exist(keys, needed):
                 scope[CALLER] = LOCAL
-                detail = _why_not_local(scope, headers)
+                detail = _why_not_local((scope.get("server") or ("",))[0], headers.get("host", ""))
                 return None if detail is None else problem(request, NOT_LOCAL, detail)
             try:
                 scope[CALLER] = caller = await run_sync(_caller, keys, headers, request.cookies)
@@ -227,9 +228,11 @@ def _from_elsewhere(headers: Headers) -> bool:
     return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
-def _why_not_local(scope: AsgiScope, headers: Headers) -> str | None:
+@lru_cache(maxsize=256)
+def _why_not_local(server: str, sent: str) -> str | None:
+    """What is wrong with an address of this server, or with a Host header; None if both are of this machine."""
     try:
-        address: Any = ip_address((scope.get("server") or ("",))[0])
+        address: Any = ip_address(server)
     except ValueError:
         return None  # A Unix socket, or a test client: it has no address.
     if isinstance(address, IPv6Address):
@@ -237,7 +240,6 @@ def _why_not_local(scope: AsgiScope, headers: Headers) -> str | None:
     if not address.is_loopback:
         return f"there is no authentication without an API key: connect to loopback (127.0.0.1, ::1), not to {address}"
     # A page of another site can make its own name an address of this machine.
-    sent = headers.get("host", "")
     try:
         host = urlsplit(f"//{sent}").hostname or ""
         if host != "localhost" and not host.endswith(".localhost"):

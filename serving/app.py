@@ -3,15 +3,18 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
 from serving import errors, openapi
 from serving.access import AccessControl
+from serving.direct import DirectRoutes
 from serving.graphql import route as graphql
 from serving.metrics import Metrics
 from serving.middleware import RequestMiddleware
@@ -71,23 +74,25 @@ def create_app(platform: Platform | None = None) -> FastAPI:
     app.state.metrics = Metrics(lambda: cast(Platform, app.state.platform))
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     app.state.uploads = CapacityLimiter(tasks.MAX_UPLOADS)
+    errors.install(app)
+    asked_often = (module.router.routes for module in (predictions, open_inference, instances, score))
+    direct = [route for route in chain(*asked_often) if isinstance(route, APIRoute) and "POST" in (route.methods or ())]
+    app.add_middleware(DirectRoutes, routes=direct, error_handlers=app.exception_handlers)
     app.add_middleware(AccessControl, platform=lambda: cast(Platform, app.state.platform))
     app.add_middleware(
         RequestMiddleware, metrics=app.state.metrics, settings=lambda: cast(Platform, app.state.platform).settings
     )
-    errors.install(app)
-    # In the order in which a request is held against them: what is asked most often comes first.
     resources = (
-        predictions,
-        open_inference,
-        instances,
-        score,
-        features,
         tasks,
         monitors,
         polling,
         urls,
+        features,
+        predictions,
+        score,
         models,
+        open_inference,
+        instances,
         submit,
         alerts,
         graphql,

@@ -7,10 +7,11 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from serving.dependencies import PlatformDep
-from serving.inference import FEATURES, Answer, answered, answered_by_service, asked_model, asked_service, read
+from serving.inference import FEATURES, answered, answered_by_service, asked_model, asked_service, read
 from serving.openapi import json_body, protocol_errors
 from serving.schemas import Ready
-from serving.tensors import HEADER_LENGTH, InferRequest, entities_of, question_of, read_request, write_answer
+from serving.tensors import HEADER_LENGTH, entities_of, question_of, read_request, write_answer
+from urlhealth.prediction.services import ServiceModel
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
@@ -107,17 +108,14 @@ async def model_ready(model: str, request: Request, version: str | None = None) 
 )
 async def infer(model: str, request: Request, version: str | None = None) -> Response:
     """Probabilities by URL, or by features; of a model of your own, by entity."""
+    scorer = await (asked_model if model == MODEL_NAME else asked_service)(request, model, version)
     header_length = request.headers.get(HEADER_LENGTH)
     asked = await read(await request.body(), partial(read_request, header_length=header_length))
-    content, json_length = write_answer(await _answer(model, request, version, asked), asked)
+    if isinstance(scorer, ServiceModel):
+        answer = await answered_by_service(request, scorer, entities_of(asked.tensors))
+    else:
+        answer = await answered(request, question_of(asked.tensors), scorer)
+    content, json_length = write_answer(answer, asked)
     if json_length is None:
         return Response(content, media_type="application/json")
     return Response(content, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")
-
-
-async def _answer(model: str, request: Request, version: str | None, asked: InferRequest) -> Answer:
-    if model == MODEL_NAME:
-        scorer = await asked_model(request, model, version)
-        return await answered(request, question_of(asked.tensors), scorer)
-    service = await asked_service(request, model, version)
-    return await answered_by_service(request, service, entities_of(asked.tensors))

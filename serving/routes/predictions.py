@@ -1,7 +1,7 @@
 """Forecasts by URL, and of everything by risk."""
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import orjson
 from anyio.to_thread import run_sync
@@ -19,23 +19,27 @@ from urlhealth.platform import Platform
 
 router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
 
+_MODEL: Final = {
+    "name": "model",
+    "in": "query",
+    "required": False,
+    "description": "`url-health@ALIAS` or a version; else the champion.",
+    "schema": {"type": "string"},
+    "example": "3",
+}
+_EXAMPLE: Final = {"urls": ["https://example.com", "https://example.org/status"], "horizons": ["1h", "24h"]}
+
 
 @router.post(
     "",
     summary="Predict failures",
     response_model=Predictions,
     responses=problems(404, 409, 413, 422, 503),
-    openapi_extra=model_body(PredictionsRequest, {"urls": ["https://example.com"], "horizons": ["1h", "24h"]}),
+    openapi_extra={"parameters": [_MODEL], **model_body(PredictionsRequest, _EXAMPLE)},
 )
-async def predict(
-    request: Request,
-    model: Annotated[
-        str | None,
-        Query(max_length=200, description="`url-health@ALIAS` or a version; else the champion.", examples=["3"]),
-    ] = None,
-) -> Response:
+async def predict(request: Request) -> Response:
     """How likely each URL is to fail within each horizon. A URL never seen has status `missing`, and no probability."""
-    body = await sent(request, PredictionsRequest)
+    body, model = await sent(request, PredictionsRequest), request.query_params.get("model")
     platform: Platform = request.app.state.platform
     request_id, owner = request.state.request_id, request.scope[CALLER].owner
     ask = partial(
