@@ -4,14 +4,13 @@ import asyncio
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import CountingWeb
-from tests.support import BIN, Api, environment, platform_process, run, unavailable, wait_until
+from tests.acceptance.conftest import CountingWeb, install, install_client
+from tests.support import Api, platform_process, run, wait_until
 from urlhealth.settings import ROOT
 from urlhealth_client import AsyncClient, Client, Conflict, Invalid, NotFound
 
@@ -51,23 +50,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The python of an environment with the client's wheel, and Flask, Django and Celery."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    env = environment(folder)
-    build = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder))
-    run(*build, env=env, cwd=ROOT / "clients/python")
-    (wheel,) = folder.glob("*.whl")
-    python = folder / "venv" / "bin" / "python"
-    uv = str(BIN / "uv")
-    run(uv, "venv", "--quiet", "--python", sys.executable, str(folder / "venv"), env=env)
-    run(uv, "pip", "install", "--quiet", "--python", str(python), str(wheel), env=env)
-    (packages,) = (folder / "venv" / "lib").glob("*/site-packages")
+    python = install_client(tmp_path_factory.mktemp("elsewhere"))
+    (packages,) = (python.parents[1] / "lib").glob("*/site-packages")
     size_bytes = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file())
     assert size_bytes < 10_000_000, "the client, with all that it needs"
-    more = run(
-        uv, "pip", "install", "--quiet", "--python", str(python), "flask", "django", "celery", env=env, check=False
-    )
-    if more.returncode:
-        unavailable(f"Flask, Django and Celery cannot be installed here: {more.stderr[-300:]}")
+    install(python, "flask", "django", "celery")
     return python
 
 
