@@ -6,7 +6,7 @@ They speak to it through the client that other programs use. Exit codes: 0, done
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -264,21 +264,29 @@ def _top_row(item: "CurrentItem") -> Sequence[str | Text]:
     )
 
 
-def _watch(look: Any, every_s: float) -> None:
-    """Show what `look` finds, again and again, until Ctrl-C."""
+def _watch(look: "Callable[[], list[CurrentItem]]", every_s: float) -> None:
+    """Show what `look` finds, again and again, until Ctrl-C; while nothing answers, what it found last."""
     from rich.live import Live
 
-    def table() -> Table:
-        made = Table(*_TOP, expand=True)
-        for item in look():
+    from urlhealth_client import ConnectionFailed
+
+    def table(items: "Iterable[CurrentItem]", fault: str | None = None) -> Table:
+        made = Table(*_TOP, expand=True, title=None if fault is None else Text(fault, "red"))
+        for item in items:
             made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in _top_row(item)))
         return made
 
+    items = look()
     try:
-        with Live(table(), screen=True, auto_refresh=False) as live:
+        with Live(table(items), screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(every_s)
-                live.update(table(), refresh=True)
+                fault = None
+                try:
+                    items = look()
+                except ConnectionFailed as error:
+                    fault = f"{error}; this is what was known"
+                live.update(table(items, fault), refresh=True)
     except KeyboardInterrupt:
         pass
 

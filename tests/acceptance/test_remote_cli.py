@@ -1,15 +1,23 @@
 """The commands for a running platform, as people and scripts meet them."""
 
+import fcntl
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+import select
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.acceptance.conftest import CountingWeb
-from tests.support import Api, environment, free_port, platform_process, run, wait_until
+from tests.support import BIN, Api, environment, free_port, platform_process, program, run, wait_until
 from urlhealth import cli
 from urlhealth.link_report import Link, page
 from urlhealth.remote_cli import sparkline
@@ -97,6 +105,92 @@ def test_the_riskiest(command: Command, web: CountingWeb, bad: str) -> None:
     assert command("top", "--fail-above", "1").returncode == 0
     wrong = command("top", "--horizon", "2h")
     assert (wrong.returncode, wrong.stderr) == (1, "error: horizon '2h' is none of 1h, 6h, 24h\n")
+
+
+class Screen:
+    """A terminal of 40 lines of 200 characters, with a command in it."""
+
+    def __init__(self, *arguments: str, env: Mapping[str, str]) -> None:
+        self._master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+        # The terminal becomes its own, so that Ctrl-C reaches it.
+        begin = (
+            "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        self.process = subprocess.Popen(
+            (sys.executable, "-c", begin, str(BIN / "urlhealth"), *arguments),
+            env={**env, "TERM": "xterm"}, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        )  # fmt: skip
+        os.close(slave)
+        self.written = ""
+
+    def shows(self, *texts: str) -> None:
+        """Wait until all texts are on the screen together."""
+
+        def there() -> bool:
+            self._read()
+            return all(text in self.now() for text in texts)
+
+        wait_until(there, timeout_s=60, what=f"{', '.join(texts)} on the screen")
+
+    def now(self) -> str:
+        """What was drawn last, without colours."""
+        return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", self.written.rpartition("\x1b[H")[2])
+
+    def types(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def close(self) -> None:
+        """Kill what is still running."""
+        self.process.kill()
+        self.process.wait(10)
+        os.close(self._master)
+
+    def ends(self) -> int:
+        """Its exit code."""
+        wait_until(lambda: self._read() or self.process.poll() is not None, timeout_s=30, what="it to end")
+        self._read()
+        return self.process.wait()
+
+    def _read(self) -> None:
+        while select.select([self._master], [], [], 0)[0]:
+            try:
+                self.written += os.read(self._master, 65_536).decode(errors="replace")
+            except OSError:  # it has ended
+                return
+
+
+def test_the_live_screen(web: CountingWeb, tmp_path: Path) -> None:
+    """What is probed meanwhile comes, a platform that is away is waited for, and Ctrl-C ends it."""
+    port, good, bad = free_port(), web.url("/com"), f"http://127.0.0.1:{free_port()}/bad"
+    server = f"http://127.0.0.1:{port}"
+    env = environment(tmp_path, URLHEALTH_SERVER=server)
+
+    def serve() -> AbstractContextManager[object]:
+        command = (str(BIN / "urlhealth"), "serve", "--port", str(port))
+        return program(*command, env=env, ready_url=f"{server}/health/live", log=tmp_path / "serve.log")
+
+    with ExitStack() as stack, Client(server) as client:
+        with serve():
+            client.probe([good])
+            wait_until(lambda: list(client.riskiest()), timeout_s=60, what="a forecast")
+            screen = Screen("top", "--every", "0.5", env=env)
+            stack.callback(screen.close)
+            screen.shows("may fail", good, " up ")
+            assert bad not in screen.now()
+            client.probe([bad])
+            screen.shows(good, " up ", bad, " down ")
+        screen.shows(f"no reply from {server}", good, bad)
+        with serve():
+            client.probe([web.url("/back")])
+            screen.shows(web.url("/back"), bad)
+            assert "no reply" not in screen.now()
+            screen.types("\x03")
+            assert screen.ends() == 0
+    # It has given back the screen that was there before, and the cursor.
+    assert "\x1b[?1049h" in screen.written
+    assert screen.written.rindex("\x1b[?1049l") > screen.written.rindex("\x1b[?1049h")
+    assert screen.written.rindex("\x1b[?25h") > screen.written.rindex("\x1b[?25l")
 
 
 def test_a_url_s_history_and_incidents(command: Command, web: CountingWeb, bad: str) -> None:
