@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from urlhealth.errors import InvalidRequest
 
@@ -16,7 +17,18 @@ if TYPE_CHECKING:
     from urlhealth.crawl.store import CrawlStore
     from urlhealth.vocabulary import Monitor, MonitorSpec
 
-app: Final = typer.Typer(help="List monitors, and keep them in a file.", no_args_is_help=True)
+
+class _OrList(TyperGroup):
+    """Takes `monitors` for `monitors list`, with its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        has_command = args and (not args[0].startswith("-") or args[0] == "--help")
+        if not has_command and not ctx.resilient_parsing:  # as it is while a shell completes
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app: Final = typer.Typer(cls=_OrList, help="List monitors, and keep them in a file.")
 
 #: Exit code of a dry run that found something to do; 1 is an error.
 WOULD_CHANGE: Final = 2

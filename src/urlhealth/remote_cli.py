@@ -4,6 +4,7 @@ They speak to it through the client that other programs use. Exit codes: 0, done
 3, done, and something is wrong with what was asked for.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from urlhealth.printing import print_json_lines, print_table
 
 if TYPE_CHECKING:
     from urlhealth_client import Client
-    from urlhealth_client.models import CurrentItem, HistoryPoint
+    from urlhealth_client.models import CurrentItem, HistoryPoint, Incident
 
 #: Exit code where something is wrong with what was asked for.
 WRONG: Final = 3
@@ -183,27 +184,37 @@ def show_history(
     console.print(f"failures  {sparkline(failures, most=1.0)}  {f'at most {max(known):.0%}' if known else 'none'}")
 
 
-def incidents(url: Url, server: Server = None, name: Name = None, limit: Limit = 20, as_json: Json = False) -> None:
-    """List a URL's incidents, newest first; exit code 3 if one lasts."""
+def incidents(
+    url: Annotated[str | None, typer.Argument(help="The URL. [default: all, with the incident that lasts]")] = None,
+    server: Server = None,
+    name: Name = None,
+    limit: Limit = 20,
+    as_json: Json = False,
+) -> None:
+    """List a URL's incidents, newest first, or what fails now of all URLs; exit code 3 if an incident lasts."""
     with _client(server) as client:
-        found = list(islice(client.incidents(url, name=name), limit))
+        of_all = _lasting(client) if url is None else ((None, each) for each in client.incidents(url, name=name))
+        found = list(islice(of_all, limit))
     if as_json:
-        print_json_lines(found)
+        for target, incident in found:
+            whose = {} if target is None else {"target": target}
+            sys.stdout.write(json.dumps(whose | incident.model_dump(mode="json"), ensure_ascii=False) + "\n")
     else:
         print_table(
-            ("start", "end", "lasted", "outcome", "phase"),
+            (*(("target",) if url is None else ()), "start", "end", "lasted", "outcome", "phase"),
             (
                 (
+                    *(() if target is None else (target,)),
                     _instant(incident.start),
                     "" if incident.end is None else _instant(incident.end),
                     "it lasts" if incident.end is None else str(incident.end - incident.start).partition(".")[0],
                     incident.outcome,
                     incident.phase or "",
                 )
-                for incident in found
+                for target, incident in found
             ),
         )
-    if any(incident.end is None for incident in found):
+    if any(incident.end is None for _, incident in found):
         raise typer.Exit(WRONG)
 
 
@@ -262,6 +273,15 @@ def _top_row(item: "CurrentItem") -> Sequence[str | Text]:
         item.reasons[0].text if item.reasons else "",
         item.status if item.observed_at is None else _instant(item.observed_at),
     )
+
+
+def _lasting(client: "Client") -> "Iterator[tuple[str | None, Incident]]":
+    """Targets that fail now, riskiest first, each with its newest incident."""
+    for item in client.riskiest():
+        if item.health == "down":
+            url, _, name = item.target.partition("#")
+            for incident in islice(client.incidents(url, name=name or None), 1):
+                yield item.target, incident
 
 
 def _watch(look: "Callable[[], list[CurrentItem]]", every_s: float) -> None:

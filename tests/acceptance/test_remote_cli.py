@@ -89,7 +89,9 @@ def test_what_a_platform_is_and_has(command: Command, api: Api, web: CountingWeb
         json.loads(line) for line in command("monitors", "list", "--json", "--tag", "prod").stdout.splitlines()
     ]
     assert (monitor["url"], monitor["interval_s"]) == (web.url("/com"), 3600)
-    assert "3600 s" in command("monitors", "list").stdout
+    assert "3600 s" in command("monitors").stdout
+    assert json.loads(command("monitors", "--tag", "prod", "--json").stdout) == monitor
+    assert "apply" in command("monitors", "--help").stdout
     assert command("monitors", "list", "--tag", "other", "--json").stdout == ""
 
 
@@ -211,6 +213,13 @@ def test_a_url_s_history_and_incidents(command: Command, web: CountingWeb, bad: 
     lasting = command("incidents", bad)
     assert (lasting.returncode, "it lasts" in lasting.stdout) == (3, True)
     assert json.loads(command("incidents", bad, "--json").stdout)["outcome"] == "connect"
+    of_all = command("incidents")
+    assert (of_all.returncode, of_all.stdout.count("it lasts")) == (3, 1)
+    assert bad.replace("<b>", "%3Cb%3E") in of_all.stdout
+    (incident,) = [json.loads(line) for line in command("incidents", "--json").stdout.splitlines()]
+    assert incident == {"target": bad.replace("<b>", "%3Cb%3E")} | json.loads(
+        command("incidents", bad, "--json").stdout
+    )
 
 
 def test_a_report_on_links(command: Command, web: CountingWeb, bad: str, tmp_path: Path) -> None:
@@ -252,6 +261,35 @@ def test_the_commands_of_the_page_run(api: Api, web: CountingWeb, tmp_path: Path
         run("bash", "-euxc", here, env=environment(tmp_path, URLHEALTH_SERVER=api.url), cwd=tmp_path)
     assert web.url("/org") in (tmp_path / "links.html").read_text()
     assert (tmp_path / "risky.ndjson").read_text().count("\n") >= 2
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("urlhealth mon", ["monitors"]),
+        ("urlhealth monitors ex", ["export"]),
+        ("urlhealth top --fail", ["--fail-above"]),
+        ("urlhealth history sh", ["show"]),
+    ],
+)
+def test_a_shell_completes(line: str, offered: list[str], tmp_path: Path) -> None:
+    """In a bash that has read what `--show-completion` prints, as one has after `--install-completion`."""
+    script = f"""
+        eval "$(urlhealth --show-completion bash)"
+        function_=$(complete -p urlhealth | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        "$function_" urlhealth
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    done = run("bash", "-euc", script, env=environment(tmp_path, SHELL="/bin/bash"), cwd=tmp_path)
+    assert done.stdout.split() == offered
+
+
+def test_a_shell_gets_its_completion_installed(tmp_path: Path) -> None:
+    env = environment(tmp_path / "home", SHELL="/bin/bash", HOME=str(tmp_path))
+    run("urlhealth", "--install-completion", "bash", env=env, cwd=tmp_path)
+    done = run("bash", "-ic", "complete -p urlhealth", env=env, cwd=tmp_path)
+    assert "urlhealth" in done.stdout
 
 
 def test_spark_lines() -> None:
