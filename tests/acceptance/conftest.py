@@ -63,14 +63,19 @@ def counting_web() -> Iterator[CountingWeb]:
     web.close()
 
 
+def new_python(folder: Path) -> Path:
+    """The python of a new environment in this folder, with nothing in it."""
+    run(str(BIN / "uv"), "venv", "--quiet", "--python", sys.executable, str(folder / "venv"), env=environment(folder))
+    return folder / "venv" / "bin" / "python"
+
+
 def install_client(folder: Path) -> Path:
     """The python of a new environment with the client's wheel, and nothing else but what that needs."""
     env = environment(folder)
     build = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder))
     run(*build, env=env, cwd=ROOT / "clients/python")
     (wheel,) = folder.glob("*.whl")
-    run(str(BIN / "uv"), "venv", "--quiet", "--python", sys.executable, str(folder / "venv"), env=env)
-    python = folder / "venv" / "bin" / "python"
+    python = new_python(folder)
     run(*_pip_install(python), str(wheel), env=env)
     return python
 

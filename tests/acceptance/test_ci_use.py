@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from tests.acceptance.conftest import CountingWeb
+from tests.acceptance.conftest import CountingWeb, install, new_python
 from tests.support import environment, free_port, run
 from urlhealth.settings import ROOT
 
@@ -62,17 +62,27 @@ def test_the_commands_of_the_page(project: Project) -> None:
     )  # fmt: skip
 
 
-def test_the_hook(project: Project) -> None:
-    """What pre-commit runs: the entry with the user's arguments and the changed files."""
-    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
-    used = yaml.safe_load(re.findall(r"^```yaml\n(repos:.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[0])
-    (wanted,) = used["repos"][0]["hooks"]
-    assert wanted["id"] == hook["id"]
+def test_the_hook(project: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The program pre-commit, with the page's file, but for where the repository is and which commit."""
+    elsewhere = tmp_path_factory.mktemp("pre-commit")
+    python = new_python(elsewhere)
+    install(python, "pre-commit")
+    (given,) = re.findall(r"^```yaml\n(repos:.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    commit = run("git", "rev-parse", "HEAD", env=project.env).stdout.strip()
+    given = given.replace("https://github.com/OWNER/urlhealth", str(ROOT)).replace("REVISION", commit)
+    (project.folder / ".pre-commit-config.yaml").write_text(given)
     (project.folder / "links.known").write_text(f"connect {project.bad}\n")
-    command = (*hook["entry"].split(), *wanted["args"], "docs/a.md")
-    assert project.run(*command)[0] == 0
-    project.break_another()
-    assert project.run(*command)[0] == 1
+    for command in (("init", "--quiet"), ("add", ".")):
+        run("git", *command, env=project.env, cwd=project.folder)
+
+    env = project.env | {"PRE_COMMIT_HOME": str(elsewhere / "cache")}
+    command = (str(python), "-m", "pre_commit", "run", "--all-files", "--color=never")
+    done = run(*command, env=env, cwd=project.folder, check=False)
+    assert (done.returncode, "Passed" in done.stdout) == (0, True), done.stdout + done.stderr
+    other = project.break_another()
+    done = run(*command, env=env, cwd=project.folder, check=False)
+    assert done.returncode == 1
+    assert f"docs/a.md:3: connect: {other}\n" in done.stdout
 
 
 def test_the_action(project: Project) -> None:
