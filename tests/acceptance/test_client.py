@@ -15,8 +15,10 @@ from urlhealth.settings import ROOT
 from urlhealth_client import AsyncClient, Client, Conflict, Invalid, NotFound
 
 PAGE = (ROOT / "docs/client.md").read_text(encoding="utf-8")
+README = (ROOT / "clients/python/README.md").read_text(encoding="utf-8")
 #: What drives each program of the page, appended to it.
 DRIVERS = {
+    "readme": "",
     "quick": "",
     "async": "",
     "errors": "",
@@ -59,8 +61,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def program(kind: str, api: Api, web: CountingWeb) -> str:
-    """A program of the page, on the test's own platform and web."""
-    (block,) = re.findall(rf"^```python {kind}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    """A program of the page, or that of the distribution's own, on the test's own platform and web."""
+    page, fence = (README, "python") if kind == "readme" else (PAGE, f"python {kind}")
+    (block,) = re.findall(rf"^```{fence}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     text = (block + DRIVERS[kind]).replace("http://127.0.0.1:8000", api.url)
     return re.sub(r"https://example\.(?:com|org)", web.url(""), text)
 
@@ -69,6 +72,10 @@ def program(kind: str, api: Api, web: CountingWeb) -> str:
 def test_the_programs_of_the_page_run_elsewhere(
     kind: str, elsewhere: Path, api: Api, counting_web: CountingWeb, tmp_path: Path
 ) -> None:
+    if kind == "readme":
+        with Client(api.url) as client:
+            client.probe([counting_web.url("/known")])
+            wait_until(lambda: list(client.riskiest()), timeout_s=30, what="a forecast to list")
     file = tmp_path / "program.py"
     file.write_text(program(kind, api, counting_web))
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -78,6 +85,9 @@ def test_the_programs_of_the_page_run_elsewhere(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     match kind:
+        case "readme":
+            assert " ok " in done.stdout
+            assert "%" in done.stdout
         case "quick":
             assert " ok " in done.stdout
             assert "1h" in done.stdout
@@ -124,6 +134,8 @@ def test_every_call_on_a_running_platform(api: Api, counting_web: CountingWeb) -
         assert [item.url for item in client.features([url])] == [url]
         assert [item.horizon for item in client.predict([url], horizons=["1h", "6h"])] == ["1h", "6h"]
         assert all(item.horizon == "6h" for item in client.riskiest(horizon="6h"))
+        (new,) = client.predict([counting_web.url("/new")], probe="if_stale", probe_wait_s=30)
+        assert (new.status, new.health) == ("fresh", "up")
 
         monitor = client.create_monitor({"url": url, "interval_s": 3600, "tags": ["t"]})
         with pytest.raises(Conflict):

@@ -199,14 +199,24 @@ class AsyncClient:
         explain: bool = False,
         max_age_s: float | None = None,
         on_stale: Literal["value", "null", "error"] = "value",
+        probe: Literal["never", "if_stale"] = "never",
+        probe_wait_s: float = 5.0,
         model: str | None = None,
     ) -> list[PredictionsItem]:
         """How likely each URL is to fail: an item a URL and horizon, URLs outermost; any number of URLs.
 
         `explain` adds the reasons. `max_age_s` is how old the newest probe may be, `on_stale` what to do if it is
-        older. `model` names another than the champion.
+        older. With `probe="if_stale"` those that are older are probed first, and waited for up to `probe_wait_s`.
+        `model` names another than the champion.
         """
-        said = {"horizons": list(horizons), "explain": explain, "max_age_s": max_age_s, "on_stale": on_stale}
+        said = {
+            "horizons": list(horizons),
+            "explain": explain,
+            "max_age_s": max_age_s,
+            "on_stale": on_stale,
+            "probe": probe,
+            "probe_wait_s": probe_wait_s,
+        }
         items: list[PredictionsItem] = []
         for some in exchange.chunks(urls):
             reply = await self._send(
