@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from urlhealth.errors import InvalidRequest
+from urlhealth.printing import Json, print_json_lines, print_table
 
 if TYPE_CHECKING:
     from urlhealth.platform import Platform
@@ -81,12 +82,16 @@ def try_channels(
 @app.command("list")
 def list_alerts(
     only_open: Annotated[bool, typer.Option("--open", help="Only those that are not over.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the newest alerts."""
-    from urlhealth.printing import print_table
+    from serving.schemas.alerts import Alert
 
     with _platform() as platform:
         found = platform.alerts.alerts(limit=_SHOWN, only_open=only_open).items
+    if as_json:
+        print_json_lines(map(Alert.of, found))
+        return
     print_table(
         ("number", "rule", "target", "since", "until", "what"),
         [
@@ -99,15 +104,19 @@ def list_alerts(
 @app.command()
 def dead(
     retry: Annotated[list[str] | None, typer.Option(help="Send this one again, by its id. Repeatable.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Show the dead letters: messages that could not be sent, and are not tried any more."""
+    from serving.schemas.alerts import DeadLetter
     from urlhealth.alerts.store import MessageStatus
-    from urlhealth.printing import print_table
 
     with _platform() as platform:
         for message_id in retry or ():
             platform.alerts.retry(message_id)
         found = platform.alerts.messages(MessageStatus.DEAD, limit=_SHOWN).items
+    if as_json:
+        print_json_lines(map(DeadLetter.of, found))
+        return
     print_table(
         ("id", "made", "rule", "channel", "attempts", "why"),
         [
@@ -129,7 +138,6 @@ def backtest(
     from models import alerting
     from models.registry import resolve
     from urlhealth.alerts.rules import read_file
-    from urlhealth.printing import print_table
     from urlhealth.settings import load_settings, quiet_third_parties
 
     quiet_third_parties()

@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.text import Text
 
 from urlhealth import alerts_cli, history_cli, keys_cli, monitors_cli, remote_cli
 from urlhealth.errors import ConfigurationError, InvalidRequest, InvalidUrls, UrlHealthError
-from urlhealth.printing import print_json_lines, print_pools, print_results, print_table, result_json, result_line
+from urlhealth.printing import (
+    Json,
+    print_checks,
+    print_json_lines,
+    print_pools,
+    print_results,
+    print_table,
+    result_json,
+    result_line,
+    rfc3339,
+)
 
 if TYPE_CHECKING:
     from urlhealth.crawl.tasks import Answered
@@ -42,8 +51,6 @@ app.add_typer(models_app, name="models")
 _POLL_S = 0.1
 #: Characters of the longest bar of an explanation.
 _BAR = 24
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")]
 
 
 def main() -> None:
@@ -285,13 +292,19 @@ def predict(
 def explain(
     url: Annotated[str, typer.Argument(help="URL to explain the forecast for.")],
     horizon: Annotated[str, typer.Option(help="1h, 6h or 24h.")] = "24h",
+    as_json: Json = False,
 ) -> None:
     """Say what moved the forecast for a URL most, with a bar for each reason."""
+    from serving.schemas import PredictionsItem
+
     with _platform() as platform:
         platform.champion.refresh()
         prediction = platform.predictor.predict([url], horizons=[horizon], explain=True)[0]
     if prediction.probability is None:
         raise InvalidRequest(f"nothing is known of {url} yet: probe it first (`urlhealth crawl {url}`)")
+    if as_json:
+        print_json_lines([PredictionsItem.of(prediction)])
+        return
     console = Console(soft_wrap=True)
     console.print(
         f"{escape(url)}: {prediction.probability:.1%} may fail within {horizon} (now {prediction.health}; "
@@ -305,7 +318,7 @@ def explain(
 
 
 @models_app.command("list")
-def models_list() -> None:
+def models_list(as_json: Json = False) -> None:
     """Registered versions, newest first."""
     from datetime import UTC, datetime
 
@@ -315,6 +328,17 @@ def models_list() -> None:
     quiet_third_parties()
     with registry.tracking(load_settings()) as client:
         found = registry.versions(client)
+    if as_json:
+        print_json_lines(
+            {
+                "version": each.version,
+                "aliases": each.aliases,
+                "registered_at": rfc3339(each.created_ms),
+                "note": each.description,
+            }
+            for each in found
+        )
+        return
     print_table(
         ("version", "alias", "registered", "note"),
         (
@@ -528,23 +552,17 @@ def features_drift(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(as_json: Json = False) -> None:
     """Say which stores are in use, and whether each works."""
+    from serving.schemas import Ready
+
     with _platform(check=False) as platform:
         platform.champion.refresh()
         checks = platform.checks()
-    print_table(
-        ("part", "works", "in use", "what to do"),
-        (
-            (
-                check.name,
-                Text("yes", "green") if check.ok else Text("no", "red"),
-                check.detail,
-                check.advice or "",
-            )
-            for check in checks
-        ),
-    )
+    if as_json:
+        print_json_lines([Ready.of(checks)])
+    else:
+        print_checks(checks)
     if not all(check.ok for check in checks if check.needed):
         raise typer.Exit(1)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from urlhealth.printing import print_table
+from urlhealth.printing import Json, print_json_lines, print_table
 
 if TYPE_CHECKING:
     from urlhealth.crawl.keys import KeyStore
@@ -46,10 +46,15 @@ def create(
 
 
 @app.command("list")
-def list_() -> None:
+def list_(as_json: Json = False) -> None:
     """All keys, without their secrets."""
+    from serving.schemas.keys import Key
+
     with _keys() as (keys, now_ms):
         found = keys.keys()
+    if as_json:
+        print_json_lines(map(Key.of, found))
+        return
 
     def state(expires_ms: int | None, revoked_ms: int | None) -> str:
         if revoked_ms is not None:

@@ -1,11 +1,13 @@
 """What commands print: tables for people, one JSON object a line for programs."""
 
+import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import typer
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from urlhealth.crawl.tasks import Answered
     from urlhealth.polling.gain import Gain
 
+#: The option of commands that print tables.
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")]
 #: Wide enough that no row is folded where no terminal sets a width.
 _UNFOLDED: Final = 100_000
 
@@ -35,10 +39,22 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str | Text]]) ->
     console.print(table)
 
 
-def print_json_lines(items: "Iterable[BaseModel]") -> None:
+def print_json_lines(items: "Iterable[BaseModel | Mapping[str, Any]]") -> None:
     """Print one JSON object a line: the shapes of `serving.schemas`, so that they are those of the API's replies."""
     for item in items:
-        sys.stdout.write(item.model_dump_json() + "\n")
+        line = json.dumps(item, ensure_ascii=False) if isinstance(item, Mapping) else item.model_dump_json()
+        sys.stdout.write(line + "\n")
+
+
+def print_checks(checks: Iterable[Any]) -> None:
+    """Print which parts work: checks of the platform's, or as the client has them."""
+    print_table(
+        ("part", "works", "in use", "what to do"),
+        (
+            (check.name, Text("yes", "green") if check.ok else Text("no", "red"), check.detail, check.advice or "")
+            for check in checks
+        ),
+    )
 
 
 def print_pools(pools: "Iterable[PollingPool]") -> None:

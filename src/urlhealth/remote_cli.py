@@ -4,7 +4,6 @@ They speak to it through the client that other programs use. Exit codes: 0, done
 3, done, and something is wrong with what was asked for.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from urlhealth.errors import InvalidRequest, UrlHealthError
-from urlhealth.printing import print_json_lines, print_table
+from urlhealth.printing import Json, print_checks, print_json_lines, print_table
 
 if TYPE_CHECKING:
     from urlhealth_client import Client
@@ -32,7 +31,6 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 _HEALTH_COLOURS: Final = {"up": "green", "down": "red"}
 
 Server = Annotated[str | None, typer.Option(help="Address of the running platform. [default: URLHEALTH_SERVER]")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of a table.")]
 Limit = Annotated[int, typer.Option("-n", "--limit", help="Items at most.", min=1)]
 Url = Annotated[str, typer.Argument(help="The URL.", metavar="URL")]
 Name = Annotated[str | None, typer.Option(help="Of a monitor with a name: that one's.")]
@@ -56,13 +54,7 @@ def status(server: Server = None, as_json: Json = False) -> None:
     if as_json:
         print_json_lines([ready])
     else:
-        print_table(
-            ("part", "works", "in use", "what to do"),
-            (
-                (check.name, Text("yes", "green") if check.ok else Text("no", "red"), check.detail, check.advice or "")
-                for check in ready.checks
-            ),
-        )
+        print_checks(ready.checks)
         Console(soft_wrap=True).print(f"{client.server} is {ready.status}")
     if ready.status != "ready":
         raise typer.Exit(WRONG)
@@ -196,9 +188,10 @@ def incidents(
         of_all = _lasting(client) if url is None else ((None, each) for each in client.incidents(url, name=name))
         found = list(islice(of_all, limit))
     if as_json:
-        for target, incident in found:
-            whose = {} if target is None else {"target": target}
-            sys.stdout.write(json.dumps(whose | incident.model_dump(mode="json"), ensure_ascii=False) + "\n")
+        print_json_lines(
+            incident if target is None else {"target": target} | incident.model_dump(mode="json")
+            for target, incident in found
+        )
     else:
         print_table(
             (*(("target",) if url is None else ()), "start", "end", "lasted", "outcome", "phase"),

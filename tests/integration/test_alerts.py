@@ -151,10 +151,12 @@ def test_a_message_survives_sigkill_and_comes_once(tmp_path: Path) -> None:
             wait_until(lambda: count("waiting"), timeout_s=30, what="a message")
             kill(process)
         assert count("sent") == 0
-        with receiving(port) as receiver, platform_process(home, **allow):
+        with receiving(port) as receiver, platform_process(home, **allow) as (api, _):
             wait_until(lambda: count("sent"), timeout_s=60, what="the message")
             (body,) = receiver.bodies()
             assert (body["type"], body["rule"], len(body["alerts"])) == ("alert", "down", 1)
+            said = run(str(BIN / "urlhealth"), "alerts", "list", "--open", "--json", env=environment(home)).stdout
+            assert [json.loads(line) for line in said.splitlines()] == api.http.get("/api/v1/alerts").json()["items"]
 
 
 Command = Callable[..., tuple[int, str, str]]

@@ -144,6 +144,10 @@ def test_doctor_names_the_store_that_is_damaged(command: Command, home: Path) ->
     assert (done.code, done.err) == (1, "")
     works = {row.split("│")[1].strip(): row.split("│")[2].strip() for row in done.out.splitlines() if "│" in row}
     assert (works["database"], works["pipeline"], works["features"]) == ("yes", "yes", "no")
+    done = command("doctor", "--json")
+    said = json.loads(done.out)
+    assert (done.code, said["status"]) == (1, "not ready")
+    assert {check["name"] for check in said["checks"] if not check["ok"]} >= {"features"}
 
 
 def test_a_table_on_a_narrow_terminal_is_folded_and_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:

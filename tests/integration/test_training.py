@@ -1,5 +1,6 @@
 """Training on a history that was imported, through the platform's own stores, into an MLflow of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -361,6 +362,9 @@ def test_the_commands_list_promote_take_back_and_explain(trained: Trained, monke
         return done.output
 
     assert "ships with urlhealth" in said("models", "list")
+    listed = [json.loads(line) for line in said("models", "list", "--json").splitlines()]
+    assert [each["version"] for each in listed] == ["2", "1"]
+    assert ["champion"] in [each["aliases"] for each in listed]
     with registry.tracking(trained.platform.settings) as mlflow_client:
         before = registry.find(mlflow_client, "champion")
     other = "2" if before == "1" else "1"
@@ -370,6 +374,8 @@ def test_the_commands_list_promote_take_back_and_explain(trained: Trained, monke
     assert "may fail within 24h" in lines[0]
     assert len(lines) > 1
     assert all("█" in line for line in lines[1:])
+    explained = json.loads(said("explain", "--json", FLAPPING[0]))
+    assert len(explained["reasons"]) == len(lines) - 1
     assert f"version {before} is the champion again" in said("models", "rollback")
 
 

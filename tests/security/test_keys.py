@@ -1,5 +1,6 @@
 """API keys: made, shown once, rotated, revoked; sessions of browsers; quotas; the audit log; who may be listened to."""
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,6 +304,9 @@ def test_the_command_makes_lists_rotates_and_revokes(tmp_path: Path, monkeypatch
     assert run(cli, ["keys", "rotate", key_id]).stdout.strip().startswith(f"uh_{key_id}_")
     assert run(cli, ["keys", "revoke", key_id]).exit_code == 0
     assert "revoked" in run(cli, ["keys", "list"]).stdout
+    (shown,) = [json.loads(line) for line in run(cli, ["keys", "list", "--json"]).stdout.splitlines()]
+    assert (shown["key_id"], shown["owner"], shown["scopes"]) == (key_id, "ann", ["crawl", "read"])
+    assert shown["revoked_at"]
     wrong = run(cli, ["keys", "create", "x", "--scope", "root"])
     assert isinstance(wrong.exception, InvalidRequest)
     assert "choose among read, crawl, predict, admin" in str(wrong.exception)
