@@ -76,16 +76,13 @@ def install_client(folder: Path) -> Path:
     run(*build, env=env, cwd=ROOT / "clients/python")
     (wheel,) = folder.glob("*.whl")
     python = new_python(folder)
-    run(*_pip_install(python), str(wheel), env=env)
+    install(python, str(wheel))
     return python
 
 
 def install(python: Path, *packages: str) -> None:
     """Install packages there, or end the test because they are not to be had."""
-    done = run(*_pip_install(python), *packages, env=environment(python.parent), check=False)
+    command = (str(BIN / "uv"), "pip", "install", "--quiet", "--python", str(python), *packages)
+    done = run(*command, env=environment(python.parent), check=False)
     if done.returncode:
         unavailable(f"{', '.join(packages)} cannot be installed here: {done.stderr[-300:]}")
-
-
-def _pip_install(python: Path) -> tuple[str, ...]:
-    return (str(BIN / "uv"), "pip", "install", "--quiet", "--python", str(python))

@@ -62,11 +62,16 @@ def test_the_commands_of_the_page(project: Project) -> None:
     )  # fmt: skip
 
 
-def test_the_hook(project: Project, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The program pre-commit, with the page's file, but for where the repository is and which commit."""
-    elsewhere = tmp_path_factory.mktemp("pre-commit")
-    python = new_python(elsewhere)
+@pytest.fixture
+def pre_commit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of an environment with the program pre-commit."""
+    python = new_python(tmp_path_factory.mktemp("pre-commit"))
     install(python, "pre-commit")
+    return python
+
+
+def test_the_hook(pre_commit: Path, project: Project) -> None:
+    """The program pre-commit, with the page's file, but for where the repository is and which commit."""
     (given,) = re.findall(r"^```yaml\n(repos:.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     commit = run("git", "rev-parse", "HEAD", env=project.env).stdout.strip()
     given = given.replace("https://github.com/OWNER/urlhealth", str(ROOT)).replace("REVISION", commit)
@@ -75,8 +80,8 @@ def test_the_hook(project: Project, tmp_path_factory: pytest.TempPathFactory) ->
     for command in (("init", "--quiet"), ("add", ".")):
         run("git", *command, env=project.env, cwd=project.folder)
 
-    env = project.env | {"PRE_COMMIT_HOME": str(elsewhere / "cache")}
-    command = (str(python), "-m", "pre_commit", "run", "--all-files", "--color=never")
+    env = project.env | {"PRE_COMMIT_HOME": str(pre_commit.parents[2] / "cache")}
+    command = (str(pre_commit), "-m", "pre_commit", "run", "--all-files", "--color=never")
     done = run(*command, env=env, cwd=project.folder, check=False)
     assert (done.returncode, "Passed" in done.stdout) == (0, True), done.stdout + done.stderr
     other = project.break_another()
