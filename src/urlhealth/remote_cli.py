@@ -23,11 +23,13 @@ from urlhealth.printing import Json, print_checks, print_json_lines, print_table
 
 if TYPE_CHECKING:
     from urlhealth_client import Client
-    from urlhealth_client.models import CurrentItem, HistoryPoint, Incident
+    from urlhealth_client.models import CurrentItem, HistoryPoint, Incident, UrlHistory
 
 #: Exit code where something is wrong with what was asked for.
 WRONG: Final = 3
 _BARS: Final = "▁▂▃▄▅▆▇█"
+#: Room in a line for what stands before and after a spark line, and for a bar more at each end of it.
+_BESIDE_BARS: Final = 34
 _HEALTH_COLOURS: Final = {"up": "green", "down": "red"}
 
 Server = Annotated[str | None, typer.Option(help="Address of the running platform. [default: URLHEALTH_SERVER]")]
@@ -149,7 +151,7 @@ def show_history(
         datetime | None, typer.Option("--from", help="UTC, as 2026-01-01. [default: one day before]")
     ] = None,
     to: Annotated[datetime | None, typer.Option(help="UTC. [default: now]")] = None,
-    step: Annotated[str | None, typer.Option(help="As 5m, 1h or 1d. [default: one that fits]")] = None,
+    step: Annotated[str | None, typer.Option(help="As 5m, 1h or 1d. [default: one that fits in a line]")] = None,
     name: Name = None,
     as_json: Json = False,
 ) -> None:
@@ -159,6 +161,8 @@ def show_history(
         if as_json:
             print_json_lines([found])
             return
+        if step is None and (longer := _step_that_fits(found, Console().width - _BESIDE_BARS)):
+            found = client.history(url, start=found.start, end=found.end, step=longer, name=name)
         state = client.url(url, name=name)
     steps = {round(point.start.timestamp()): point for point in found.points}
     first = round(found.start.timestamp()) // found.step_s * found.step_s
@@ -244,6 +248,16 @@ def report(
         Console(stderr=True, soft_wrap=True).print(f"{link_report.summary(links)}: {out}", markup=False)
     if any(link.outcome != "ok" for link in links):
         raise typer.Exit(WRONG)
+
+
+def _step_that_fits(history: "UrlHistory", room: int) -> str | None:
+    """A multiple of the history's step with which it has no more bars than there is room for; None if it has not."""
+    bars = -(-(history.end - history.start).total_seconds() // history.step_s)
+    if bars <= room:
+        return None
+    step_s = history.step_s * round(-(-bars // max(room, 1)))
+    unit, length_s = next(each for each in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)) if step_s % each[1] == 0)
+    return f"{step_s // length_s}{unit}"
 
 
 def sparkline(values: Iterable[float | None], *, most: float | None = None) -> str:

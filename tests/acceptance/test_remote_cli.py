@@ -11,6 +11,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,7 +196,9 @@ def test_the_live_screen(web: CountingWeb, tmp_path: Path) -> None:
     assert screen.written.rindex("\x1b[?25h") > screen.written.rindex("\x1b[?25l")
 
 
-def test_a_url_s_history_and_incidents(command: Command, web: CountingWeb, bad: str) -> None:
+def test_a_url_s_history_and_incidents(
+    command: Command, web: CountingWeb, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for form in (("history",), ("history", "show")):
         up = command(*form, web.url("/com"))
         assert up.returncode == 0, up.stderr
@@ -208,6 +211,16 @@ def test_a_url_s_history_and_incidents(command: Command, web: CountingWeb, bad: 
     found = json.loads(command("history", "--step", "1h", web.url("/com"), "--json").stdout)
     assert (found["step_s"], found["points"][0]["outcomes"]) == (3600, {"ok": 1})
     assert command("history", "export", str(web.port)).returncode == 1  # the command, not a URL
+    for columns, step_s in ((60, 3_600), (80, 2_100), (400, 300)):  # a day has 288 steps of 300 s
+        monkeypatch.setenv("COLUMNS", str(columns))
+        shown = command("history", web.url("/com")).stdout
+        assert f"in steps of {step_s} s" in shown
+        assert max(map(len, shown.splitlines()[2:])) <= columns
+    monkeypatch.setenv("COLUMNS", "60")
+    for days in (2, 59, 3_650):
+        start = f"{datetime.now(UTC) - timedelta(days=days):%Y-%m-%d}"
+        shown = command("history", web.url("/com"), "--from", start).stdout
+        assert max(map(len, shown.splitlines()[2:])) <= 60, shown
 
     assert command("incidents", web.url("/com"), "--json").returncode == 0
     lasting = command("incidents", bad)
