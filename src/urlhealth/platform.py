@@ -346,7 +346,7 @@ class Platform:
         from urlhealth.alerts.store import AlertStore
 
         assert self._database is not None
-        return AlertStore(self._database, clock=self.clock)
+        return AlertStore(self._database, clock=self.clock, vault=Vault(self._secret_keys))
 
     @cached_property
     def alert_sender(self) -> "Sender":

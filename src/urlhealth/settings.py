@@ -84,8 +84,8 @@ class Settings(BaseSettings):
     )
     secret_key: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Keys (Fernet), comma-separated, that credentials in options are stored encrypted with: the first "
-        "encrypts, all decrypt. Empty: one in the home folder.",
+        description="Keys (Fernet), comma-separated, that credentials in options and alert channels are stored "
+        "encrypted with: the first encrypts, all decrypt. Empty: one in the home folder.",
         repr=False,
     )
     user_agent: str = Field("urlhealth/0.1 (URL health monitor)", description="User-Agent header of every probe.")

@@ -1,6 +1,8 @@
 """Alerts that leave this machine's platform: a real receiver, real processes, and an end by SIGKILL."""
 
 import json
+import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -10,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apprise.manager_plugins import NotificationManager
 
 from tests.support import BIN, environment, free_port, kill, platform_process, run, wait_until
+from urlhealth.alerts.apprise_process import LOCAL
 from urlhealth.alerts.delivery import Sender, signature
 from urlhealth.alerts.rules import Channel, read_file
 from urlhealth.alerts.store import MessageStatus
@@ -32,6 +36,7 @@ class Receiver(ThreadingHTTPServer):
 
     def __init__(self, port: int = 0) -> None:
         self.got: list[tuple[dict[str, str], bytes]] = []
+        self.paths: list[str] = []
         self.status = 200
         self.answers = threading.Event()
         self.answers.set()
@@ -51,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        self.server.paths.append(self.path)
         self.server.answers.wait(20)
         self.send_response(self.server.status)
         self.end_headers()
@@ -119,9 +125,27 @@ def test_the_address_guard_holds_for_webhooks_and_for_apprise(receiver: Receiver
     assert len(receiver.got) == 1
 
 
-def test_channels_that_would_act_on_this_machine_are_refused(tmp_path: Path) -> None:
-    assert "own machine" in str(sender(tmp_path).try_out(Channel(name="log", url="syslog://")))
+def test_channels_that_would_act_on_this_machine_are_refused(receiver: Receiver, tmp_path: Path) -> None:
+    for url in ("syslog://", "SysLog://x", "gio://", "macosx://"):
+        assert "own machine" in str(sender(tmp_path).try_out(Channel(name="log", url=url)))
     assert "does not know" in str(sender(tmp_path).try_out(Channel(name="odd", url="nosuch://service/")))
+    # A comma begins no second one: it is of the path.
+    both = f"{receiver.url.replace('http', 'json')},syslog://"
+    assert sender(tmp_path, LOOPBACK).try_out(Channel(name="two", url=both)) is None
+    assert receiver.paths == ["/hook%2Csyslog:/"]
+
+
+def test_all_of_apprises_services_that_act_on_this_machine_are_known() -> None:
+    manager = NotificationManager()
+    manager.load_modules()
+    local = re.compile(r"import (ctypes|dbus|subprocess|syslog|win32\w*)\b|gi\.repository|AF_UNIX|os\.system")
+    found = {
+        schema
+        for schema, plugin in manager._schema_map.items()
+        if local.search(Path(sys.modules[plugin.__module__].__file__ or "").read_text())
+    }
+    assert "syslog" in found
+    assert found <= LOCAL
 
 
 RULES = """\

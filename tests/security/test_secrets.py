@@ -12,7 +12,9 @@ from starlette.testclient import TestClient
 from serving.app import create_app
 from tests.misbehaving import OK, redirect, say, serving
 from tests.probes import probe, running_engine
-from urlhealth.alerts.rules import read_file
+from urlhealth.alerts.apprise_process import _without
+from urlhealth.alerts.rules import UNREADABLE, AlertFile, read_file
+from urlhealth.alerts.store import AlertStore
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.crawl.vault import Vault
@@ -155,3 +157,63 @@ def test_channels_that_are_given_over_rest_cannot_name_our_environment(
     file = tmp_path / "alerts.yaml"
     file.write_text("channels: [{name: out, url: 'https://hooks.example/${HUNTER2}', secret: '${HUNTER2}-and-more'}]")
     assert read_file(file).channels[0].url == "https://hooks.example/hunter2-environment"
+
+
+CHANNELS = AlertFile.model_validate(
+    {
+        "channels": [
+            {"name": "hook", "url": "https://hooks.example/hunter2-path", "secret": "hunter2-sixteen-letters"},
+            {"name": "mail", "url": "mailto://ann:hunter2-mail@mail.example"},
+        ]
+    }
+)
+
+
+def test_channels_are_stored_encrypted_and_neither_logged_nor_returned(
+    platform: Platform, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    body = CHANNELS.model_dump(mode="json")
+    with TestClient(create_app(platform)) as http:
+        said = [http.put("/api/v1/alerts/rules", json=body)]
+        assert said[0].json() == {"created": ["hook", "mail"], "changed": [], "deleted": []}
+        assert http.put("/api/v1/alerts/rules", json=body).json()["changed"] == []  # although a token is never the same
+        said += [http.get(path) for path in ("/api/v1/alerts/rules", "/ui/alerts", "/metrics", "/api/v1/audit")]
+        said += [http.post("/api/v1/alerts/test", json={"channel": name}) for name in ("hook", "mail")]
+        assert [reply.status_code for reply in said] == [200] * len(said)
+        body["channels"][0]["secret"] = "hunter2"
+        said.append(http.put("/api/v1/alerts/rules", json=body))
+        assert said[-1].status_code == 422
+    assert not [reply.text for reply in said if "hunter2" in reply.text]
+    assert "hunter2" not in caplog.text
+    assert b"hunter2" not in b"".join(f.read_bytes() for f in platform.settings.home.rglob("*") if f.is_file())
+    assert platform.alerts.channels() == list(CHANNELS.channels)
+    assert "hunter2" not in repr(platform.alerts.channels())
+
+
+def test_channels_outlive_a_new_key_are_of_no_use_without_it_and_are_encrypted_when_applied_again(
+    platform: Platform,
+) -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    assert platform._database is not None
+
+    def store(*keys: str) -> AlertStore:
+        return AlertStore(platform._database, clock=platform.clock, vault=Vault(lambda: keys))  # type: ignore[arg-type]
+
+    store().apply(CHANNELS)  # as before channels were encrypted
+    assert store(old).channels() == list(CHANNELS.channels)
+    changes, _ = store(old).apply(CHANNELS)
+    assert list(changes.changed) == ["hook", "mail"]
+    assert store(new, old).channels() == list(CHANNELS.channels)
+    assert {channel.url for channel in store(new).channels()} == {UNREADABLE}
+    lost = store(new).channel("hook")
+    assert "URLHEALTH_SECRET_KEY" in str(platform.alert_sender.try_out(lost))
+    changes, _ = store(new).apply(CHANNELS)
+    assert list(changes.changed) == ["hook", "mail"]
+    assert store(new).channels() == list(CHANNELS.channels)
+
+
+def test_what_apprise_says_is_not_shown_where_a_part_of_the_url_is_in_it() -> None:
+    url = "mailto://ann:hun%2Fter2@mail.example/token-2?to=bob1&pass=pw12"
+    said = ["cannot connect to mail.example", "no login as x:hun/ter2", "bad hun%2Fter2", "token-2", "pw12", "for bob1"]
+    assert _without(said, url) == "cannot connect to mail.example"

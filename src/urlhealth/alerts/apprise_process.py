@@ -6,19 +6,23 @@ exit code 0 if it was sent, otherwise standard output says why not.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from ipaddress import ip_network
 from typing import Any, Final
+from urllib.parse import unquote
 
 import orjson
 
 from urlhealth.probing.guard import AddressGuard
 
-#: Services that show messages on this machine, or run what is on it.
-_LOCAL: Final = frozenset(
-    {"dbus", "exec", "file", "glib", "gnome", "kde", "macosx", "python", "qt", "syslog", "windows"}
-)
+#: Services that show messages on this machine.
+LOCAL: Final = frozenset({"dbus", "gio", "glib", "gnome", "kde", "macosx", "qt", "syslog", "windows"})
+
+
+#: What stands between the parts of a URL.
+_PARTS: Final = re.compile(r"[/?&=:@,;]")
 
 
 class Refused(OSError):
@@ -28,7 +32,7 @@ class Refused(OSError):
 def main() -> int:
     """Send the message; the exit code."""
     request = orjson.loads(sys.stdin.buffer.read())
-    if request["url"].split("://")[0].lower() in _LOCAL:
+    if request["url"].split("://")[0].lower() in LOCAL:
         print("refused: such a channel would act on the platform's own machine")
         return 1
     refusals = guard_connections(request["allow"], request["deny"])
@@ -38,8 +42,10 @@ def main() -> int:
     logger = logging.getLogger("apprise")
     logger.addHandler(_Remember(said))
     logger.propagate = False
+    # Of `add`, a comma would begin another service, which nobody has looked at.
+    service = apprise.Apprise.instantiate(request["url"])
     sender = apprise.Apprise()
-    if not sender.add(request["url"]):
+    if service is None or not sender.add(service):
         print("Apprise does not know such a URL: see its list of services")
         return 1
     if sender.notify(title=request["title"], body=request["body"], body_format=apprise.NotifyFormat.TEXT):
@@ -81,9 +87,12 @@ class _Remember(logging.Handler):
 
 
 def _without(said: Sequence[str], url: str) -> str:
-    """The last line that does not show a part of the URL."""
-    parts = [part for part in url.replace("?", "/").replace("&", "/").replace("=", "/").split("/")[2:] if len(part) > 5]
-    shown = [line for line in said if not any(part in line for part in parts)]
+    """The last line that does not show a part of the URL, in either spelling, its host apart."""
+    _, _, rest = url.partition("://")
+    host = rest.partition("/")[0].rpartition("@")[2].partition("?")[0]
+    parts = [part for each in (rest, unquote(rest)) for part in _PARTS.split(each) if len(part) > 3]
+    secret = [part for part in parts if part not in host]
+    shown = [line for line in said if not any(part in line for part in secret)]
     return shown[-1] if shown else ""
 
 

@@ -19,7 +19,7 @@ import orjson
 import pycurl
 
 from urlhealth.alerts.messages import trial_payload
-from urlhealth.alerts.rules import Channel
+from urlhealth.alerts.rules import UNREADABLE, Channel
 from urlhealth.alerts.store import AlertStore, Message
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import new_id
@@ -57,6 +57,8 @@ class Sender:
             payload: JSON, a webhook's body.
             claim: called once, right before anything is sent; if it says no, nothing is.
         """
+        if channel.url == UNREADABLE:
+            return "it is stored encrypted with another key: see URLHEALTH_SECRET_KEY, or apply it again"
         if channel.is_webhook:
             return self._post(channel, message_id, payload, claim)
         return self._notify(channel, payload) if claim() else NOT_CLAIMED

@@ -15,6 +15,9 @@ from urlhealth.vocabulary import HORIZONS
 
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
+#: In place of a channel's URL that cannot be decrypted.
+UNREADABLE: Final = "encrypted-with-another-key://"
+
 _EVERY: Final = {"day": timedelta(days=1), "week": timedelta(days=7)}
 
 

@@ -6,7 +6,7 @@ for each of its channels, in the transaction that takes the instants away. So an
 crashes. A message is claimed, in a transaction of its own, at the moment in which it is sent.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
@@ -15,11 +15,12 @@ import orjson
 import sqlalchemy as sa
 
 from urlhealth.alerts.messages import payload_of
-from urlhealth.alerts.rules import AlertFile, Channel, Rule, rule_of
+from urlhealth.alerts.rules import UNREADABLE, AlertFile, Channel, Rule, rule_of
 from urlhealth.crawl.database import writing
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import TARGET_COLUMNS, Records, cursor_number, new_id, page, target_of
 from urlhealth.crawl.schema import alert_channels, alert_messages, alert_rules, alerts, pipeline_positions, targets
+from urlhealth.crawl.vault import Vault
 from urlhealth.errors import InvalidRequest, LeaseLost, NotFound
 from urlhealth.vocabulary import LOCAL_OWNER, Clock, Page
 
@@ -31,6 +32,7 @@ RETRIES_S: Final = (1, 5, 30, 120, 600, 3_600)
 KEPT_MS: Final = 90 * 86_400_000
 
 _NAME: Final = "alerts"
+_SEALED: Final = "sealed"
 _INTERRUPTED: Final = "the process that sent it ended meanwhile: it may have arrived, so it is not sent again by itself"
 
 
@@ -115,10 +117,14 @@ class Changes(Generic[Definition]):
 
 
 class AlertStore(Records):
-    """The tables of alerts. Usable from any thread; every change is on disk when its method returns."""
+    """The tables of alerts. Usable from any thread; every change is on disk when its method returns.
 
-    def __init__(self, engine: sa.Engine, *, clock: Clock) -> None:
+    URLs and secrets of channels are stored encrypted.
+    """
+
+    def __init__(self, engine: sa.Engine, *, clock: Clock, vault: Vault | None = None) -> None:
         super().__init__(engine, clock=clock)
+        self._vault = vault or Vault()
 
     # Rules and channels
 
@@ -130,8 +136,9 @@ class AlertStore(Records):
         ]
 
     def channels(self, *, owner: str = LOCAL_OWNER) -> list[Channel]:
-        """The channels of an owner, by name."""
-        return [Channel.model_validate_json(row.definition) for row in self._rows(alert_channels, owner)]
+        """The channels of an owner, by name; the URL of one that no key fits is `UNREADABLE`."""
+        found = [(row.name, self._opened(row.definition)) for row in self._rows(alert_channels, owner)]
+        return [Channel.model_validate_json(plain) if plain else _unreadable(name) for name, plain in found]
 
     def channel(self, name: str, *, owner: str = LOCAL_OWNER) -> Channel:
         """The channel; raises `NotFound`."""
@@ -149,15 +156,15 @@ class AlertStore(Records):
             InvalidRequest: a rule would name a channel that is not there; nothing was changed.
         """
         with writing(self._engine) as connection:
-            channels = _changes(file.channels, self._definitions(connection, alert_channels, owner))
+            channels = _changes(file.channels, self._known(connection, file, owner))
             rules = _changes(file.rules, self._definitions(connection, alert_rules, owner))
             file.check_channels(() if prune else channels.surplus)
             if prune:
                 # Rules that stay name no channel that goes: all that stay are the file's.
                 _delete(connection, alert_channels, owner, channels.surplus)
                 _delete(connection, alert_rules, owner, rules.surplus)
-            _write(connection, alert_channels, owner, channels)
-            _write(connection, alert_rules, owner, rules)
+            _write(connection, alert_channels, owner, channels, self._sealed)
+            _write(connection, alert_rules, owner, rules, str)
             if dry_run:
                 connection.rollback()
         return channels, rules
@@ -191,6 +198,26 @@ class AlertStore(Records):
     def _definitions(connection: sa.Connection, table: sa.Table, owner: str) -> dict[str, str]:
         query = sa.select(table.c.name, table.c.definition).where(table.c.owner == owner)
         return {row.name: row.definition for row in connection.execute(query)}
+
+    def _known(self, connection: sa.Connection, file: AlertFile, owner: str) -> dict[str, str]:
+        """The channels as JSON by name, and nothing for one that is to be written anew whatever the file says."""
+        stored = self._definitions(connection, alert_channels, owner)
+        if not file.channels:
+            return stored
+        # Stored before there was a key, or with one that is lost.
+        keyed = self._vault.seal("") is not None
+        return {
+            name: (self._opened(text) or "") if _SEALED in orjson.loads(text) or not keyed else ""
+            for name, text in stored.items()
+        }
+
+    def _sealed(self, definition: str) -> str:
+        token = self._vault.seal(definition)
+        return definition if token is None else orjson.dumps({_SEALED: token}).decode()
+
+    def _opened(self, definition: str) -> str | None:
+        token = orjson.loads(definition).get(_SEALED)
+        return definition if token is None else self._vault.unseal(token)
 
     # Alerts
 
@@ -479,12 +506,23 @@ def _changes(wanted: Sequence[Definition], there: Mapping[str, str]) -> Changes[
     )
 
 
-def _write(connection: sa.Connection, table: sa.Table, owner: str, changes: Changes[Definition]) -> None:
+def _write(
+    connection: sa.Connection,
+    table: sa.Table,
+    owner: str,
+    changes: Changes[Definition],
+    stored: Callable[[str], str],
+) -> None:
     for name, part in changes.new.items():
-        connection.execute(sa.insert(table).values(owner=owner, name=name, definition=part.model_dump_json()))
+        definition = stored(part.model_dump_json())
+        connection.execute(sa.insert(table).values(owner=owner, name=name, definition=definition))
     for name, part in changes.changed.items():
         mine = sa.and_(table.c.owner == owner, table.c.name == name)
-        connection.execute(sa.update(table).where(mine).values(definition=part.model_dump_json()))
+        connection.execute(sa.update(table).where(mine).values(definition=stored(part.model_dump_json())))
+
+
+def _unreadable(name: str) -> Channel:
+    return Channel(name=name, url=UNREADABLE)
 
 
 def _delete(connection: sa.Connection, table: sa.Table, owner: str, names: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Secrets in probe options, encrypted where they are stored (Fernet: AES-128-CBC and HMAC-SHA-256)."""
+"""Secrets in probe options and alert channels, encrypted where they are stored (Fernet: AES-128-CBC, HMAC-SHA-256)."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ _UNREADABLE: Final = "http://encrypted-with-another-key.invalid"
 
 
 class Vault:
-    """Turns options into what is stored, and back. Without a key they are stored as they are."""
+    """Turns what is secret into what is stored, and back. Without a key it is stored as it is."""
 
     def __init__(self, keys: Callable[[], Sequence[str]] = tuple) -> None:
         """`keys`: gives Fernet keys when they are first needed; the first encrypts, all decrypt."""
@@ -36,25 +36,36 @@ class Vault:
 
         return MultiFernet([Fernet(key) for key in keys]) if (keys := self._keys()) else None
 
+    def seal(self, text: str) -> str | None:
+        """The text encrypted; None without a key."""
+        return None if self._fernet is None else self._fernet.encrypt(text.encode()).decode()
+
+    def unseal(self, token: str) -> str | None:
+        """The inverse of :meth:`seal`; None where no key fits."""
+        from cryptography.fernet import InvalidToken
+
+        with suppress(InvalidToken):
+            if self._fernet is not None:
+                return str(self._fernet.decrypt(token).decode())
+        return None
+
     def stored(self, options: ProbeOptions) -> dict[str, Any]:
         """The options as JSON, those that may be secret encrypted in one."""
         shown = asdict(options)
         secret = {name: shown[name] for name in SECRETS if getattr(options, name) != getattr(DEFAULT_OPTIONS, name)}
-        if not secret or self._fernet is None:
+        token = self.seal(json.dumps(secret)) if secret else None
+        if token is None:
             return shown
-        token = self._fernet.encrypt(json.dumps(secret).encode()).decode()
         return {name: value for name, value in shown.items() if name not in secret} | {_SEALED: token}
 
     def options(self, stored: Mapping[str, Any]) -> ProbeOptions:
         """The inverse of :meth:`stored`."""
         if _SEALED not in stored:
             return ProbeOptions(**stored)
-        from cryptography.fernet import InvalidToken
-
         shown = {name: value for name, value in stored.items() if name != _SEALED}
-        with suppress(InvalidToken):
-            if self._fernet is not None:
-                return ProbeOptions(**shown, **json.loads(self._fernet.decrypt(stored[_SEALED])))
+        secret = self.unseal(stored[_SEALED])
+        if secret is not None:
+            return ProbeOptions(**shown, **json.loads(secret))
         log.error("secrets in the options of a task or monitor cannot be decrypted: see URLHEALTH_SECRET_KEY")
         return replace(ProbeOptions(**shown), proxy=_UNREADABLE)
 
