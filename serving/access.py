@@ -107,7 +107,8 @@ class AccessControl:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            raise RuntimeError(f"{scope['type']} is not served")
+            await send({"type": "websocket.close"})  # There is no other type, and none of ours.
+            return
         app = await self._admit(scope) or self._app
         if CALLER in scope and _is_change(scope):
             await self._audited(app, scope, receive, send)

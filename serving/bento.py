@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast
 import bentoml
 import numpy as np
 import orjson
+import uvicorn.config
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.access import AccessControl
 from serving.app import create_app
 from serving.errors import KINDS, TOO_LONG, http_kind, invalid, problem
+from serving.intake import media_type
 from serving.middleware import RequestMiddleware
 from serving.schemas import MAX_URLS, Ready
 from urlhealth.errors import NoModel
@@ -32,6 +34,8 @@ from urlhealth.vocabulary import PROBABILITIES
 
 # BentoML runs this module as its program, and reports usage when it has loaded it.
 quiet_third_parties()
+# Its server is uvicorn with what is the default; it has no option to say otherwise, and makes it after this.
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "serving.protocol:LimitedHttp"
 
 _app = create_app()
 _FEATURES = names(VECTOR)
@@ -74,6 +78,11 @@ class _ScoreMiddleware:
 
     async def _with_problems(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
+        if media_type(request) not in ("", "application/json"):  # BentoML would read forms, and knows pickles.
+            sent = request.headers["content-type"][:80]
+            detail = f"the Content-Type is {sent!r}: send application/json"
+            await problem(request, http_kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE), detail)(scope, receive, send)
+            return
         try:
             _platform().predictor.champion()
         except NoModel as error:  # BentoML would only say that something is wrong.

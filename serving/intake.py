@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Final, TypeVar
 
-import anyio
 import orjson
 from anyio import from_thread
 from fastapi import HTTPException, Request
@@ -30,8 +29,6 @@ MAX_LINE_BYTES: Final = 64 << 10
 #: What is streamed may be this long, packed and unpacked: a million of the longest URLs.
 MAX_STREAM_BYTES: Final = 2 << 30
 NDJSON_TYPES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
-#: Longest time that a sender may be silent within a body.
-_SILENT_S: Final = 60
 _UNPACK_BYTES: Final = 1 << 20
 
 
@@ -90,11 +87,7 @@ def _pieces(request: Request) -> Iterator[bytes]:
     stream = request.stream()
 
     async def following() -> bytes | None:
-        try:
-            with anyio.fail_after(_SILENT_S):
-                return await anext(stream, None)
-        except TimeoutError:
-            raise HTTPException(408, f"nothing came for {_SILENT_S} s, and the body is not complete") from None
+        return await anext(stream, None)
 
     while (piece := from_thread.run(following)) is not None:
         yield piece

@@ -1,16 +1,20 @@
 """What happens around every request: an id, a limit on the body, a measurement."""
 
+import asyncio
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import logs
+from serving.access import CALLER
 from serving.errors import BUSY, body_too_long, problem
 from serving.metrics import Metrics
 from urlhealth.settings import Settings
@@ -18,6 +22,11 @@ from urlhealth.settings import Settings
 #: Ten thousand URLs of the longest kind fit in.
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 
+#: Longest time that a client may be silent within a body.
+SILENT_S: Final = 60.0
+#: The same for a caller whose bodies are half of what may be under way already.
+CROWDED_S: Final = 0.25
+_SMALL_BYTES: Final = 64 * 1024
 #: What 429 asks a client to wait.
 _RETRY_AFTER_S: Final = 1
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -28,8 +37,11 @@ class RequestMiddleware:
     """Gives each request an id (the caller's `X-Request-ID` if it is plain), counts its body, and times it.
 
     Of requests that change or compute something, only so many may be under way; more get 429 at once, before their body
-    is read. What only reads is always answered: health, metrics, events that are followed for hours.
+    is read. A caller whose bodies come slowly can have half of these places, so that others have the other half. What
+    only reads is always answered: health, metrics, events that are followed for hours.
     """
+
+    silent_s = SILENT_S
 
     def __init__(self, app: ASGIApp, metrics: Metrics, settings: Callable[[], Settings]) -> None:
         """`settings` are asked for at each request: the application may open its platform after it was made."""
@@ -37,6 +49,8 @@ class RequestMiddleware:
         self._metrics = metrics
         self._settings = settings
         self._under_way = 0
+        #: By caller: how many of its bodies are waited for.
+        self._awaited: Counter[object] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,12 +70,15 @@ class RequestMiddleware:
         status = 500
         announced_bytes = _announced_bytes(scope)
         body_bytes = 0
+        # After its end, or where there is none, what is received is that the client has gone: that may take long.
+        is_body = counted
 
         async def receive_limited() -> Message:
-            nonlocal body_bytes
+            nonlocal body_bytes, is_body
             if announced_bytes > state["max_body_bytes"]:
                 raise body_too_long(state["max_body_bytes"])
-            message = await receive()
+            message = await (self._some_of_body(scope, receive, body_bytes) if is_body else receive())
+            is_body = is_body and bool(message.get("more_body"))
             body_bytes += len(message.get("body", b""))
             if body_bytes > state["max_body_bytes"]:
                 raise body_too_long(state["max_body_bytes"])
@@ -86,6 +103,26 @@ class RequestMiddleware:
             duration_s = time.perf_counter() - started
             self._metrics.observe(scope, status, duration_s)
             logs.request(scope, status, duration_s)
+
+    async def _some_of_body(self, scope: Scope, receive: Receive, body_bytes: int) -> Message:
+        caller = scope.get(CALLER)
+        who = caller and (caller.key_id or (scope.get("client") or (None,))[0])
+        crowded = self._awaited[who] >= self._settings().max_requests // 2
+        seconds = min(CROWDED_S, self.silent_s) if crowded else self.silent_s
+        # One that has sent next to nothing takes no place from others either.
+        free = int(crowded and body_bytes < _SMALL_BYTES)
+        self._under_way -= free
+        self._awaited[who] += 1
+        try:
+            async with asyncio.timeout(seconds):
+                return await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"nothing came for {seconds:g} s, and the body is not complete") from None
+        finally:
+            self._under_way += free
+            self._awaited[who] -= 1
+            if not self._awaited[who]:
+                del self._awaited[who]
 
 
 def new_id() -> str:

@@ -91,6 +91,7 @@ def serve(
         # What cannot be opened is said here, once, before any process starts.
     port = settings.port if port is None else port
     _require_free(host, port)
+    _allow_files()
     uvicorn.run(
         "serving.app:create_app",
         factory=True,
@@ -565,6 +566,16 @@ def doctor(as_json: Json = False) -> None:
         print_checks(checks)
     if not all(check.ok for check in checks if check.needed):
         raise typer.Exit(1)
+
+
+def _allow_files() -> None:
+    """Let this process have many files open, if it may: the usual 1,024 are soon taken by connections that are idle."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if resource.RLIM_INFINITY != soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _require_free(host: str, port: int) -> None:

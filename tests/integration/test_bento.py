@@ -1,5 +1,7 @@
 """`bentoml serve` as a user types it: the same application, with a scoring API beside it."""
 
+import pickle
+import socket
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +19,10 @@ from models.registry import EXPERIMENT, promote, tracking
 from serving.middleware import MAX_BODY_BYTES
 from serving.schemas import Problem
 from tests.support import BIN, Api, environment, free_port, noise_forecaster, program, wait_until
+from urlhealth.crawl.keys import Scope
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
+from urlhealth.platform import Platform
 from urlhealth.prediction.champion import BUNDLED
 from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
 from urlhealth.settings import Settings
@@ -222,3 +226,60 @@ def test_a_prediction_by_url_is_the_score_of_its_features_and_is_logged(with_mod
         (item["horizon"], item["probability"]) for item in reply["items"]
     ]
     assert 'route="/score"' in with_model.http.get("/metrics").text
+
+
+def test_pickles_and_forms_are_not_read(with_model: Api, tmp_path: Path) -> None:
+    trace = tmp_path / "it was loaded"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (trace,)
+
+    for kind in ("application/vnd.bentoml+pickle", "Application/Vnd.Bentoml+Pickle", "multipart/form-data; boundary=a"):
+        for extra in ({}, {"buffer-lengths": "100"}):
+            reply = with_model.http.post("/score", content=pickle.dumps(Evil()), headers={"content-type": kind} | extra)
+            assert (reply.status_code, reply.headers["content-type"]) == (415, "application/problem+json"), reply.text
+    assert not trace.exists()
+
+
+def test_its_server_has_the_same_limits(bento: Api) -> None:
+    """The time for a head is not tried: it is half a minute. It is of the same class."""
+    address = ("127.0.0.1", int(bento.url.rpartition(":")[2]))
+    endless = b"x: " + b"a" * 20_000_000
+    chunked = b"POST /score HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    for head in (b"GET / HTTP/1.1\r\n", chunked):
+        with socket.create_connection(address, timeout=20) as connection, pytest.raises(ConnectionError):
+            connection.sendall(head + endless)
+    assert bento.http.get("/livez").status_code == 200
+
+
+def test_with_a_key_it_is_closed_too(with_model: Api, home: Path) -> None:
+    """The last one: nothing opens it again."""
+    with Platform(Settings(home=home, mlflow_tracking_uri="")) as platform:
+        secrets = {scope: platform.keys.create(str(scope), scopes=[scope], owner=str(scope))[1] for scope in Scope}
+    body = {"rows": [{}]}
+
+    def status(method: str, path: str, scope: Scope | None, content: Any = None) -> int:
+        headers = {} if scope is None else {"Authorization": f"Bearer {secrets[scope]}"}
+        return with_model.http.request(method, path, json=content, headers=headers).status_code
+
+    # Another process sees the first key a moment later.
+    wait_until(lambda: status("POST", "/score", None, body) == 401, timeout_s=10, what="the server to be closed")
+    calls: list[tuple[str, str, Scope, Any]] = [
+        ("POST", "/score", Scope.PREDICT, body),
+        ("GET", "/schema.json", Scope.READ, None),
+        ("GET", "/docs.json", Scope.ADMIN, None),
+        ("GET", "/static_content/index.css", Scope.ADMIN, None),
+        ("GET", "/metrics", Scope.READ, None),
+        ("GET", "/", Scope.READ, None),
+        ("GET", "/api/v1/tasks", Scope.READ, None),
+        ("POST", "/api/v1/predictions", Scope.PREDICT, {"urls": [CLOSED], "horizons": ["24h"]}),
+        ("POST", "/nowhere", Scope.ADMIN, None),
+    ]
+    for method, path, needed, content in calls:
+        assert status(method, path, None, content) == 401, path
+        for scope in Scope:
+            refused = scope not in (needed, Scope.ADMIN)
+            assert (status(method, path, scope, content) == 403) is refused, (path, scope)
+    assert status("GET", "/livez", None) == 200
+    assert status("GET", "/readyz", None) == 200
