@@ -10,9 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export BENTOML_DO_NOT_TRACK := True
 export FEAST_USAGE := False
 export MLFLOW_DISABLE_TELEMETRY := true
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test faults check bench client lock sbom clean
+.PHONY: help setup demo run test faults check bench docs client lock sbom clean
 
 help: ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,9 @@ check: setup ## ruff, mypy, import rules
 bench: setup ## side-by-side measurements against peers
 	$(BIN)/python -m benchmarks
 
+docs: setup ## build the documentation as a site, into site/
+	$(BIN)/python -m mkdocs --quiet build --strict
+
 client: setup ## make what of the Python client is derived from the OpenAPI document
 	PYTHONPATH=. $(BIN)/python clients/python/generate.py
 
@@ -58,4 +62,4 @@ sbom: setup ## write sbom.json (CycloneDX) and licences.txt of the locked packag
 	$(BIN)/python -m benchmarks.sbom requirements.lock sbom.json licences.txt
 
 clean: ## remove the installation and the caches (not var/)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache site

@@ -4,7 +4,8 @@ A history has a row a probe: `url` (any text that tells series apart), `ts`, `st
 up), `code` and `response_ms` (0 or null where there was none; both columns may be missing), and perhaps `group`, who
 runs the URL: the oldest row of a URL that gives one says it, so that later rows change nothing earlier. Rows may come
 in any order; of several of a URL at one instant the first counts. Timestamps without a zone are UTC, others are
-converted. Other columns are not read. Imported only by commands, for it imports Polars.
+converted. Other columns are not read. A file that `urlhealth history export` wrote is such a history too: its `outcome`
+is the status. Imported only by commands, for it imports Polars.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from urlhealth.histories.form import OUTCOMES
 from urlhealth.probing.urls import parse_target, registrable_domain
 from urlhealth.vocabulary import Outcome
 
+#: What a status may be, and what it is taken for.
+_STATUSES: Final = {**OUTCOMES, **{outcome.value: outcome for outcome in Outcome}}
+#: Columns of files of ours, and what others call them.
+_OURS: Final = {"outcome": "status", "status_code": "code", "total_ms": "response_ms"}
 #: Instants at which a history ends at the latest: 2200, in ms since 1970 UTC.
 _END_MS: Final = 7_258_118_400_000
 
@@ -44,8 +49,9 @@ def read_history(path: Path) -> Verdicts:
     frame = _read(path, ("url", "ts", "status"))
     frame = frame.with_columns(_text(frame, path, "url"), ts_ms=_instants(frame, path))
     status = _text(frame, path, "status")
-    _require(status.is_in(list(OUTCOMES)), path, status, f"is none of {', '.join(OUTCOMES)}")
-    outcomes = status.replace_strict({name: outcome.code for name, outcome in OUTCOMES.items()}, return_dtype=pl.Int32)
+    _require(status.is_in(list(_STATUSES)), path, status, f"is none of {', '.join(OUTCOMES)}")
+    codes = {name: outcome.code for name, outcome in _STATUSES.items()}
+    outcomes = status.replace_strict(codes, return_dtype=pl.Int32)
     frame = frame.with_columns(
         outcome=outcomes, code=_number(frame, path, "code"), response_ms=_number(frame, path, "response_ms")
     ).sort("ts_ms", maintain_order=True)
@@ -106,6 +112,9 @@ def _read(path: Path, needed: tuple[str, ...]) -> pl.DataFrame:
         frame = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise InvalidRequest(f"{path} cannot be read as a Parquet file: {error}") from error
+    if "outcome" in frame.columns and "status" not in frame.columns:
+        key = pl.when(pl.col("name").is_null()).then("url").otherwise(pl.concat_str("url", "name", separator="#"))
+        frame = frame.with_columns(url=key if "name" in frame.columns else "url").rename(_OURS, strict=False)
     missing = [name for name in needed if name not in frame.columns]
     if missing:
         raise InvalidRequest(f"{path} has no column {', '.join(missing)}: it needs {', '.join(needed)}")

@@ -50,6 +50,10 @@ class Metrics:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._requests.labels(method, route, str(status)).observe(duration_s)
 
+    def families(self) -> Iterable[Metric]:
+        """All metrics, those without a sample too."""
+        return self._registry.collect()
+
     def exposition(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
@@ -87,8 +91,7 @@ class _PlatformCollector(Collector):
         )
         yield from _stages(platform.predictor.stages)
         yield from _ages(platform.predictor.ages)
-        if platform.live_quality is not None:
-            yield from _quality(platform.live_quality)
+        yield from _quality(platform.live_quality)
         yield from _punctuality(platform.crawl.punctuality)
         yield from _drift(load(platform.settings.drift_file))
         yield from _consistency(consistency.load(platform.settings.consistency_file))
@@ -133,11 +136,7 @@ def _ages(found: Ages) -> Iterator[Metric]:
 
 def _consistency(found: consistency.Check | None) -> Iterator[Metric]:
     """The newest comparison of the online with the offline store, by `urlhealth features check`."""
-    if found is None:
-        return
-    yield _gauge(
-        "urlhealth_feature_check_timestamp_seconds", "When the stores were last compared.", found.checked_ms / 1000
-    )
+    checked = GaugeMetricFamily("urlhealth_feature_check_timestamp_seconds", "When the stores were last compared.")
     entities = GaugeMetricFamily(
         "urlhealth_feature_entities", "Entities that the offline store knows.", labels=["view"]
     )
@@ -146,14 +145,16 @@ def _consistency(found: consistency.Check | None) -> Iterator[Metric]:
         "Entities with another state online than offline, or none (different), or with one online only (unknown).",
         labels=["view", "kind"],
     )
-    for view in found.views:
+    if found is not None:
+        checked.add_metric([], found.checked_ms / 1000)
+    for view in found.views if found is not None else ():
         entities.add_metric([view.view], view.entities)
         wrong.add_metric([view.view, "different"], view.different)
         wrong.add_metric([view.view, "unknown"], view.unknown)
-    yield from (entities, wrong)
+    yield from (checked, entities, wrong)
 
 
-def _quality(found: LiveQuality) -> Iterator[Metric]:
+def _quality(found: LiveQuality | None) -> Iterator[Metric]:
     """The last days' figures, by version and horizon; of the process that holds the lease."""
     for name, about in {
         "n": "Predictions of the last days whose outcome is known (of a sample, if they are many).",
@@ -161,7 +162,7 @@ def _quality(found: LiveQuality) -> Iterator[Metric]:
         "brier": "Brier score of the last days' predictions.",
     }.items():
         gauge = GaugeMetricFamily(f"urlhealth_live_{name}", about, labels=["version", "horizon"])
-        for figures in found.figures:
+        for figures in found.figures if found is not None else ():
             value = getattr(figures, name)
             if value is not None:
                 gauge.add_metric([figures.model_version, figures.horizon], value)
@@ -185,14 +186,12 @@ def _punctuality(found: Punctuality) -> Iterator[Metric]:
 
 def _drift(found: Drift | None) -> Iterator[Metric]:
     """The newest comparison of serving with training, by `urlhealth features drift` or a retraining."""
-    if found is None:
-        return
     psi = GaugeMetricFamily("urlhealth_feature_psi", "Population stability index since training.", labels=["feature"])
     ks = GaugeMetricFamily("urlhealth_feature_ks", "Kolmogorov-Smirnov distance since training.", labels=["feature"])
     missing = GaugeMetricFamily(
         "urlhealth_feature_missing_share", "Share of vectors without the feature.", labels=["feature", "period"]
     )
-    for feature in found.features:
+    for feature in found.features if found is not None else ():
         psi.add_metric([feature.feature], feature.psi)
         ks.add_metric([feature.feature], feature.ks)
         missing.add_metric([feature.feature, "training"], feature.missing_reference)

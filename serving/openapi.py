@@ -18,6 +18,7 @@ BODIES: Final = (TaskRequest, MonitorRequest, PredictionsRequest)
 TAGS: Final = [
     {"name": "tasks", "description": "URLs to probe once."},
     {"name": "monitors", "description": "URLs to probe again and again."},
+    {"name": "polling", "description": "Where the budgets of adaptive monitors go."},
     {"name": "urls", "description": "What a URL is, and has been."},
     {"name": "alerts", "description": "Being told what fails, and what is about to."},
     {"name": "predictions", "description": "Features and forecasts by URL."},

@@ -10,6 +10,7 @@ import pytest
 
 from models.tables import host_and_domain, read_history, read_instants
 from urlhealth.errors import InvalidRequest
+from urlhealth.vocabulary import Outcome
 
 T0 = datetime(2024, 3, 1, 12, tzinfo=UTC)
 T0_MS = int(T0.timestamp() * 1000)
@@ -113,3 +114,19 @@ def test_a_file_that_is_none_or_empty_is_refused(tmp_path: Path) -> None:
 )
 def test_urls_that_cannot_be_probed_have_a_host_too(url: str, host: str, domain: str) -> None:
     assert host_and_domain(url) == (host, domain)
+
+
+def test_an_exported_file_is_a_history_with_its_own_words(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        url=["https://a.example/"] * 3,
+        name=[None, "login", None],
+        ts=[T0, T0, T0 + timedelta(hours=1)],
+        outcome=["ok", "timeout", "blocked"],
+        status_code=[200, None, 403],
+        total_ms=[80.0, None, None],
+    )
+    verdicts = read_history(file)
+    assert verdicts.target.tolist() == ["https://a.example/", "https://a.example/#login", "https://a.example/"]
+    assert [list(Outcome)[code] for code in verdicts.outcome] == [Outcome.OK, Outcome.TIMEOUT, Outcome.BLOCKED]
+    assert verdicts.status_code.tolist() == [200, 0, 403]
