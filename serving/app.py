@@ -1,7 +1,7 @@
 """The application: routes, errors, metrics and pages over one platform."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.staticfiles import StaticFiles
 
-from serving import errors, openapi
+from serving import errors, openapi, tracing
 from serving.access import AccessControl
 from serving.direct import DirectRoutes
 from serving.graphql import route as graphql
@@ -53,14 +53,17 @@ def create_app(platform: Platform | None = None) -> FastAPI:
             yield
             return
         own = Platform(load_settings())
-        try:
+        ends = ExitStack()
+        ends.callback(own.close)
+        with ends:
             own.open()
+            if traces := tracing.started(own.settings):
+                own.predictor.stages.span, shutdown = traces
+                ends.callback(shutdown)
             own.start()
             # Not a lifespan state: BentoML drops what the lifespan of a mounted application yields.
             app.state.platform = own
             yield
-        finally:
-            own.close()
 
     app = FastAPI(
         title="urlhealth",
@@ -69,6 +72,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own page loads from a CDN; ours is in routes/pages.py.
         redoc_url=None,
+        telemetry={"metrics": False, "logs": False, "operation_spans": False},
     )
     app.state.platform = platform
     app.state.metrics = Metrics(lambda: cast(Platform, app.state.platform))

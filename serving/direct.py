@@ -8,6 +8,8 @@ from fastapi.routing import APIRoute
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving.tracing import name_span
+
 
 class DirectRoutes:
     """Answers the requests for some routes, with the application's handlers of errors, and passes on all others.
@@ -31,6 +33,7 @@ class DirectRoutes:
             for method, route in self._routes:
                 if method == scope["method"] and (match := route.path_regex.match(scope["path"])):
                     scope["route"], scope["path_params"] = route, match.groupdict()
+                    name_span(method, route)
                     await self._direct(scope, receive, send)
                     return
         await self._app(scope, receive, send)

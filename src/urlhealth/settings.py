@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     log_json: bool = Field(
         False, description="Whether the server's log is JSON lines, one for each request too, with the request's id."
     )
+    otlp_endpoint: str = Field(
+        "", description="OpenTelemetry collector (OTLP over HTTP) that traces of requests are sent to. Empty: none."
+    )
     server: str = Field(
         "http://127.0.0.1:8000", description="Address of the running platform that the command line asks."
     )

@@ -1,10 +1,14 @@
-"""Questions that are answered together: those that came while the ones before were answered."""
+"""Questions that are answered together: those that came while the ones before were answered.
+
+They are answered in the context (as of a trace) of the first of them.
+"""
 
 import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import Context, copy_context
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -33,7 +37,7 @@ class Batcher(Generic[Question, Answer]):
         self._answer = answer
         self._fits = fits
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[Question, Future[Answer]]] = deque()
+        self._waiting: deque[tuple[Question, Future[Answer], Context]] = deque()
         self._thread = ThreadPoolExecutor(1, "predictions")
         self._busy = False
 
@@ -41,7 +45,7 @@ class Batcher(Generic[Question, Answer]):
         """Put a question; returns at once."""
         future: Future[Answer] = Future()
         with self._lock:
-            self._waiting.append((question, future))
+            self._waiting.append((question, future, copy_context()))
             idle, self._busy = not self._busy, True
         if idle:
             self._thread.submit(self._work)
@@ -49,25 +53,25 @@ class Batcher(Generic[Question, Answer]):
 
     def _work(self) -> None:
         while questions := self._next():
-            asked = [question for question, _ in questions]
+            asked = [question for question, _, _ in questions]
             try:
-                answers = self._answer(asked)
+                answers = questions[0][2].run(self._answer, asked)
             except Exception as error:
-                for _, future in questions:
+                for _, future, _ in questions:
                     future.set_exception(error)
             else:
-                for (_, future), answer in zip(questions, answers, strict=True):
+                for (_, future, _), answer in zip(questions, answers, strict=True):
                     future.set_result(answer)
 
-    def _next(self) -> list[tuple[Question, "Future[Answer]"]]:
+    def _next(self) -> list[tuple[Question, "Future[Answer]", Context]]:
         """Take the first question, and those after it that fit."""
-        taken: list[tuple[Question, Future[Answer]]] = []
+        taken: list[tuple[Question, Future[Answer], Context]] = []
         asked: list[Question] = []
         with self._lock:
             while self._waiting and (not taken or self._fits(asked, self._waiting[0][0])):
-                question, future = self._waiting.popleft()
+                question, future, context = self._waiting.popleft()
                 if future.set_running_or_notify_cancel():  # else nobody waits for it any more
-                    taken.append((question, future))
+                    taken.append((question, future, context))
                     asked.append(question)
             self._busy = bool(taken)
         return taken
@@ -88,30 +92,30 @@ class Gatherer(Generic[Question, Answer]):
         """The same as of a `Batcher`."""
         self._answer = answer
         self._fits = fits
-        self._waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, deque[tuple[Question, asyncio.Future[Answer]]]] = (
-            WeakKeyDictionary()
-        )
+        self._waiting: WeakKeyDictionary[
+            asyncio.AbstractEventLoop, deque[tuple[Question, asyncio.Future[Answer], Context]]
+        ] = WeakKeyDictionary()
 
     async def ask(self, question: Question) -> Answer:
         """The answer; raises what `answer` does."""
         loop = asyncio.get_running_loop()
         waiting = self._waiting.setdefault(loop, deque())
         future: asyncio.Future[Answer] = loop.create_future()
-        waiting.append((question, future))
+        waiting.append((question, future, copy_context()))
         if len(waiting) == 1:
             loop.call_soon(self._work, loop)
         return await future
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._waiting[loop]
-        taken: list[tuple[Question, asyncio.Future[Answer]]] = []
+        taken: list[tuple[Question, asyncio.Future[Answer], Context]] = []
         asked: list[Question] = []
         while waiting:
-            question, future = waiting[0]
+            question, future, context = waiting[0]
             if not future.done():  # else nobody waits for it any more
                 if taken and not self._fits(asked, question):
                     break
-                taken.append((question, future))
+                taken.append((question, future, context))
                 asked.append(question)
             waiting.popleft()
         if waiting:
@@ -119,10 +123,10 @@ class Gatherer(Generic[Question, Answer]):
         if not asked:
             return
         try:
-            answers = self._answer(asked)
+            answers = taken[0][2].run(self._answer, asked)
         except Exception as error:
-            for _, future in taken:
+            for _, future, _ in taken:
                 future.set_exception(error)
         else:
-            for (_, future), answer in zip(taken, answers, strict=True):
+            for (_, future, _), answer in zip(taken, answers, strict=True):
                 future.set_result(answer)
