@@ -4,7 +4,7 @@ Replies are Markdown. What they say of sites are words of the platform's and nor
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from threading import RLock
@@ -124,7 +124,7 @@ class UrlHealth(BotPlugin):
             tags = sorted(tag for at, tag in self._subscriptions() if at == place)
             return _list([_code(tag) for tag in tags]) or "there is no subscription here"
         with _told():
-            seen = {item.target: self._seen(item, _NOTHING) for item in self._client.riskiest(**self._watched(tag))}
+            seen = self._now(self._client.riskiest(**self._watched(tag)), {})
         with self._lock, self.mutable(_KEPT, {}) as subscriptions:
             subscriptions[place, tag] = seen
         down = sum(known.health == "down" for known in seen.values())
@@ -165,7 +165,7 @@ class UrlHealth(BotPlugin):
             seen = self._subscriptions().get((place, tag))
             if seen is None:  # it was ended meanwhile
                 return
-            now = {item.target: self._seen(item, seen.get(item.target, _NOTHING)) for item in items}
+            now = self._now(items, seen)
             news = [item for item in items if _is_news(seen.get(item.target, _NOTHING), now[item.target])]
             if news:
                 lines = _list([self._news(item, now[item.target]) for item in news[:_MOST]], of=len(news))
@@ -182,14 +182,19 @@ class UrlHealth(BotPlugin):
         url, _, name = item.target.partition("#")
         return _state(self._client.url(url, name=name or None))
 
+    def _now(self, items: Iterable[CurrentItem], seen: Mapping[str, Seen]) -> dict[str, Seen]:
+        above = self._settings.above
+        return {item.target: _seen(item, seen.get(item.target, _NOTHING), above=above) for item in items}
+
     def _watched(self, tag: str) -> dict[str, Any]:
         return {"horizon": self._settings.horizon, "tag": tag}
 
-    def _seen(self, item: CurrentItem, before: Seen) -> Seen:
-        """What is now known of a target: while its state is unknown, it is as it was."""
-        health = before.health if item.health == "unknown" else item.health
-        above = self._settings.above * (_OVER if before.risky else 1.0)
-        return Seen(health, health == "up" and (item.probability or 0.0) > above)
+
+def _seen(item: CurrentItem, before: Seen, *, above: float) -> Seen:
+    """What is now known of a target: while its state is unknown, it is as it was."""
+    health = before.health if item.health == "unknown" else item.health
+    threshold = above * (_OVER if before.risky else 1.0)
+    return Seen(health, health == "up" and (item.probability or 0.0) > threshold)
 
 
 def _is_news(before: Seen, now: Seen) -> bool:

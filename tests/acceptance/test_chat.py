@@ -234,6 +234,43 @@ def test_the_settings_of_the_page_are_the_defaults(errbot: Path, tmp_path: Path)
     run(str(errbot), "-c", code, env=environment(tmp_path, PYTHONPATH=str(PLUGIN)), cwd=tmp_path)
 
 
+#: A URL, one look after the other: its state, its probability (the threshold is 0.5), and whether that is told.
+LOOKS = (
+    ("unknown", None, False),
+    ("up", 0.4, False),
+    ("up", 0.6, True),
+    ("up", 0.7, False),
+    ("up", 0.41, False),  # not below 0.8 of the threshold
+    ("up", 0.6, False),
+    ("up", 0.39, False),
+    ("up", 0.6, True),
+    ("down", 1.0, True),
+    ("unknown", 1.0, False),
+    ("down", 1.0, False),
+    ("up", 0.6, True),  # it is up again, and likely to fail
+    ("unknown", 0.3, False),
+    ("up", 0.6, True),
+    ("down", 1.0, True),
+    ("up", 0.1, True),
+    ("up", None, False),
+)
+
+
+def test_what_is_told_of_a_url_and_what_is_no_news(errbot: Path, tmp_path: Path) -> None:
+    code = f"""
+from types import SimpleNamespace
+from urlhealth_chat import _NOTHING, _is_news, _seen
+before, told = _NOTHING, []
+for health, probability, _ in {LOOKS!r}:
+    now = _seen(SimpleNamespace(health=health, probability=probability), before, above=0.5)
+    told.append(_is_news(before, now))
+    before = now
+print(told)
+"""
+    said = run(str(errbot), "-c", code, env=environment(tmp_path, PYTHONPATH=str(PLUGIN)), cwd=tmp_path).stdout
+    assert said.strip() == str([told for _, _, told in LOOKS])
+
+
 def test_wrong_settings_are_said_and_tell_no_secret(errbot: Path, tmp_path: Path) -> None:
     with bot(errbot, tmp_path / "bot", poll=3, key=7_777_777) as chat:
         assert chat.hears()[1] == "not active"
