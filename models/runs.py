@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from models import evaluation, registry
 from models.dataset import Dataset
-from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
+from urlhealth.prediction.champion import DIGEST
+from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster, digest_of
 from urlhealth.settings import ROOT
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
 
@@ -146,7 +147,10 @@ def log_model(model: HealthForecaster, example: npt.NDArray[np.float32] | None, 
     )
     version = str(info.registered_model_version)
     client = mlflow.MlflowClient()
-    for key, value in tags.items():
+    with tempfile.TemporaryDirectory() as folder:
+        logged = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=folder)
+        digest = digest_of(Path(logged))
+    for key, value in {**tags, DIGEST: digest}.items():
         client.set_model_version_tag(MODEL_NAME, version, key, value)
     return version
 

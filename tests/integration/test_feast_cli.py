@@ -125,6 +125,7 @@ def test_a_repo_made_by_feast_init_runs_on_our_stores(tmp_path: Path) -> None:
         "registry:\n"
         "  registry_store_type: urlhealth.feast_stores.registry.AtomicFileRegistryStore\n"
         "  path: data/registry.db\n"
+        "  pickled_functions: true\n"  # of its on-demand views
         "offline_store:\n  type: urlhealth.feast_stores.offline.UrlHealthOfflineStore\n"
         "online_store:\n  type: urlhealth.feast_stores.online.PackedOnlineStore\n  path: data/online.db\n"
         "batch_engine:\n  type: urlhealth.feast_stores.engine.ArrowBatchEngine\n"

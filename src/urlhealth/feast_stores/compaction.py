@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from urlhealth.errors import StoreUnavailable
 from urlhealth.feast_stores import segments
 
 #: Small files that a day may have before they are merged.
@@ -93,7 +94,7 @@ class Compactor:
                     return segments.stage_merged(chunk, sort_by=self._datasets[day.parent])
             except FileNotFoundError:
                 continue  # a rebuild replaced the dataset
-            except (OSError, ValueError) as error:  # Arrow's are such
+            except (OSError, ValueError, StoreUnavailable) as error:  # Arrow's are the first two
                 _log.warning("offline store: segments of %s are not merged: %s", day, error)
                 self._to_look_at.pop(day, None)
         return None

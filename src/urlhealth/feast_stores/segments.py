@@ -6,10 +6,15 @@ it, and any number of processes may write. A segment written again under the sam
 Who may only write while nobody else does stages a segment first, which takes long and is seen by no reader, and
 publishes it later, which takes a rename.
 
+Each file has in its metadata a digest of all its bytes, so that one that was changed or damaged is refused rather than
+read: Parquet's own readers take what they find. Files without one, which others have written, are read as they are.
+
 The pipeline's segments are numbered. A file `<first>-<last>.parquet` holds all those of its day from `first` to `last`,
 merged (`compaction`); readers leave out what such a file stands for.
 """
 
+import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -32,6 +37,10 @@ if TYPE_CHECKING:
 _DAY_US = 86_400_000_000
 _DAY_FOLDER = re.compile(r"day=(\d{4}-\d{2}-\d{2})")
 _MAGIC = b"PAR1"
+#: Key of the digest, and what is there while it is taken: as many hexadecimal digits.
+_DIGEST, _NO_DIGEST = b"urlhealth.digest", b"0" * 32
+#: What Thrift has between the two.
+_BETWEEN = bytes([0x18, len(_NO_DIGEST)])
 _STAGING = ".staged"
 _NUMBERED = re.compile(r"(\d{16})(?:-(\d{16}))?\.parquet")
 
@@ -86,11 +95,13 @@ def stage_merged(files: Sequence[Path], *, sort_by: Sequence[str]) -> Staged:
 
     Raises:
         OSError, ValueError: a file cannot be read, or is of another schema.
+        StoreUnavailable: one was changed or cut short.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     spans = [span for file in files if (span := span_of(file.name))]
+    _require_sound(files)
 
     def rows(file: Path) -> Any:
         with pq.ParquetFile(file) as parquet:
@@ -214,7 +225,12 @@ def write_parquet(table: Any, path: Path) -> None:
     import pyarrow.parquet as pq
 
     strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    pq.write_table(table, path, compression="zstd", use_dictionary=strings)
+    with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=strings) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({_DIGEST: _NO_DIGEST})
+    with path.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as content:
+        at = _digest_at(content)
+        content[at : at + len(_NO_DIGEST)] = _digest(content, at)
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -255,7 +271,9 @@ def erase(folder: Path, entity: Mapping[str, str], *, timestamp_column: str, unt
 
     ((column, key),) = entity.items()
     count, kept = 0, set(files(folder))
-    for file in sorted(folder.glob("day=*/*.parquet")):
+    every = sorted(folder.glob("day=*/*.parquet"))
+    _require_sound(every)
+    for file in every:
         with _writing(file.stem, folder):
             found = pc.equal(pq.read_table(file, columns=[column])[column], key)
             if not pc.any(found).as_py():
@@ -290,7 +308,7 @@ def files(path: Path, *, since_us: int | None = None, until_us: int | None = Non
     of days wholly outside `[since_us, until_us]` (microseconds since 1970 UTC).
 
     Raises:
-        StoreUnavailable: a file is cut short; names it.
+        StoreUnavailable: a file was changed, or is cut short; names it.
     """
     if path.is_file():
         found = [path]
@@ -311,13 +329,51 @@ def files(path: Path, *, since_us: int | None = None, until_us: int | None = Non
                 elif entry.name.endswith(".parquet"):
                     names.append(entry.name)
             found += [folder / name for name in in_force(names)]
-    torn = [file for file in found if not _is_whole(file)]
-    if torn:
+    _require_sound(found)
+    return sorted(found)
+
+
+def _require_sound(found: Iterable[Path]) -> None:
+    faults = [(file, fault) for file in found if (fault := fault_of(file))]
+    if faults:
         raise StoreUnavailable(
-            f"offline store: {torn[0]} is not a whole Parquet file ({len(torn)} such). Restore or delete it; what the "
+            f"offline store: {faults[0][0]} {faults[0][1]} ({len(faults)} such). Restore or delete it; what the "
             "platform wrote can be made anew from stored probes with `urlhealth features build --rebuild`"
         )
-    return sorted(found)
+
+
+def fault_of(file: Path) -> str | None:
+    """What keeps a Parquet file from being read, in words; looked for once in each process, until it changes."""
+    found = file.stat()
+    # The time of change, unlike that of modification, cannot be set.
+    return _fault(file, found.st_ino, found.st_size, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=65_536)
+def _fault(file: Path, _inode: int, size_bytes: int, _changed_ns: int) -> str | None:
+    if size_bytes < 12:
+        return "is not a whole Parquet file"
+    with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[-len(_MAGIC) :] != _MAGIC:
+            return "is not a whole Parquet file"
+        at = _digest_at(content)
+        if at >= 0 and content[at : at + len(_NO_DIGEST)] != _digest(content, at):
+            return "was changed after it was written"
+    return None
+
+
+def _digest_at(content: mmap.mmap) -> int:
+    """Where in a file the digest is; negative if there is none."""
+    found = content.rfind(_DIGEST + _BETWEEN)
+    return -1 if found < 0 else found + len(_DIGEST + _BETWEEN)
+
+
+def _digest(content: mmap.mmap, at: int) -> bytes:
+    digest = hashlib.blake2b(digest_size=len(_NO_DIGEST) // 2)
+    with memoryview(content) as view, view[:at] as before, view[at + len(_NO_DIGEST) :] as after:
+        for part in (before, _NO_DIGEST, after):
+            digest.update(part)
+    return digest.hexdigest().encode()
 
 
 def _in_range(folder: str, since_us: int | None, until_us: int | None) -> bool:
@@ -328,15 +384,6 @@ def _in_range(folder: str, since_us: int | None, until_us: int | None) -> bool:
     return not (
         (since_us is not None and start_us + _DAY_US <= since_us) or (until_us is not None and start_us > until_us)
     )
-
-
-def _is_whole(file: Path) -> bool:
-    with file.open("rb") as handle:
-        size = handle.seek(0, os.SEEK_END)
-        if size < 12:
-            return False
-        handle.seek(-4, os.SEEK_END)
-        return handle.read() == _MAGIC
 
 
 def scan(
@@ -352,7 +399,7 @@ def scan(
     gives nulls. A dataset without files gives an empty frame of `schema`.
 
     Raises:
-        StoreUnavailable: a file is cut short; names it.
+        StoreUnavailable: a file was changed, or is cut short; names it.
     """
     import polars as pl
 

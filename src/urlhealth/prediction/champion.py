@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 BUNDLED: Final = "bundled"
 BUNDLED_FILE: Final = Path(__file__).with_name("bundled") / "url-health.skops"
 
+#: Tag of a version: the digest of its file.
+DIGEST: Final = "digest"
+
 _SQLITE: Final = "sqlite:///"
 #: MLflow's codes for a model, version or alias that there is not.
 _ABSENT: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -170,7 +173,7 @@ def load_version(tracking_uri: str, version: str) -> "HealthForecaster":
     """The forecaster of a registered version.
 
     Raises:
-        ModelMismatch: it is none, or not for this version's features.
+        ModelMismatch: it is none, or not what was registered, or not for this version's features.
         NotFound: it is not registered.
         StoreUnavailable: its files cannot be read.
     """
@@ -183,20 +186,24 @@ def read_version(tracking_uri: str, name: str, version: str, read: Callable[[Pat
     """What is read from the MLflow folder of a registered version.
 
     Raises:
-        ModelMismatch: as `read` does.
+        ModelMismatch: as `read` does; or its file is another than was registered.
         NotFound: it is not registered.
         StoreUnavailable: its files cannot be read.
     """
     import mlflow.artifacts
     from mlflow import MlflowClient
 
+    from urlhealth.prediction.estimators import require_digest
+
     source = None
     with TemporaryDirectory(prefix="urlhealth-model-") as folder:
         try:
             # Not `models:/name/version`: MLflow would resolve that in a registry in the working folder, and make it.
-            source = MlflowClient(tracking_uri=tracking_uri).get_model_version_download_uri(name, version)
-            path = mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=tracking_uri)
-            return read(Path(path))
+            client = MlflowClient(tracking_uri=tracking_uri)
+            source = client.get_model_version_download_uri(name, version)
+            path = Path(mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=tracking_uri))
+            require_digest(path, client.get_model_version(name, version).tags.get(DIGEST))
+            return read(path)
         except ModelMismatch:
             raise
         except Exception as error:  # MLflow lets through whatever its back ends raise.

@@ -6,6 +6,7 @@ scikit-learn's own trees can crash the process; and one row is scored in a sixth
 `HistGradientBoostingClassifier.predict_proba` takes.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -572,6 +573,30 @@ class HealthForecaster(BaseEstimator):
 def load_forecaster(folder: Path) -> HealthForecaster:
     """The forecaster in a local MLflow model folder; raises as :func:`skops_file` and :func:`read_forecaster` do."""
     return read_forecaster(skops_file(folder))
+
+
+def require_digest(folder: Path, digest: str | None) -> None:
+    """Make sure that the model in a local MLflow model folder is the one that was registered.
+
+    Args:
+        digest: what :func:`digest_of` gave when it was registered; None where that was not noted.
+
+    Raises:
+        ModelMismatch: it is another.
+        OSError: it cannot be read (now).
+    """
+    if digest is not None and digest_of(folder) != digest:
+        raise ModelMismatch(
+            f"{skops_file(folder)} is not what was registered: its digest is another. Restore it, or train anew"
+        )
+
+
+def digest_of(folder: Path) -> str:
+    """Digest of the model in a local MLflow model folder, hexadecimal; raises as :func:`skops_file`."""
+    try:
+        return hashlib.sha256(skops_file(folder).read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise ModelMismatch(f"{folder} is no MLflow folder of a scikit-learn model: {error!r}") from error
 
 
 def skops_file(folder: Path) -> Path:
