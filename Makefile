@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+PIP_AUDIT_VERSION := 2.9.0
 
 # With its bytecode kept, each of the many processes starts sooner.
 unexport PYTHONDONTWRITEBYTECODE
@@ -13,7 +14,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test faults check bench docs client lock sbom clean
+.PHONY: help setup demo run test faults check bench docs client lock sbom audit clean
 
 help: ## print this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,11 +40,12 @@ test: setup ## run the suite, in two processes; with URLHEALTH_REQUIRE_SERVICES=
 faults: setup ## kill, cut and restart parts of a platform of several processes, three times each (some minutes)
 	URLHEALTH_REQUIRE_SERVICES=1 FAULTS=all FAULT_SEEDS=3 $(BIN)/python -m pytest tests/faults
 
-check: setup ## ruff, mypy, import rules
+check: setup ## ruff, mypy, import rules, bandit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --config .importlinter
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src serving models
 
 bench: setup ## side-by-side measurements against peers
 	$(BIN)/python -m benchmarks
@@ -60,6 +62,9 @@ lock: setup ## resolve requirements.lock anew (universal, with hashes, without i
 
 sbom: setup ## write sbom.json (CycloneDX) and licences.txt of the locked packages that are installed
 	$(BIN)/python -m benchmarks.sbom requirements.lock sbom.json licences.txt
+
+audit: setup ## ask for known weaknesses of the locked packages (needs the network)
+	$(BIN)/uv tool run pip-audit==$(PIP_AUDIT_VERSION) --requirement requirements.lock --require-hashes --disable-pip
 
 clean: ## remove the installation and the caches (not var/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache site
