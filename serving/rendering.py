@@ -9,6 +9,7 @@ from urllib.parse import quote
 from fastapi import Request, Response
 from starlette.templating import Jinja2Templates
 
+from serving.access import COOKIE
 from serving.schemas import rfc3339
 from urlhealth.features.wording import duration
 
@@ -26,9 +27,10 @@ _templates = Jinja2Templates(Path(__file__).parent / "templates")
 def render(
     request: Request, name: str, context: Mapping[str, Any] | None = None, *, media_type: str | None = None
 ) -> Response:
-    """A page. `root` in templates is the path that the application is mounted at."""
+    """A page. In templates `root` is the path that the application is mounted at."""
     root = request.scope.get("root_path", "").rstrip("/")
-    whole = {"root": root, "here": request.url.path.removeprefix(root), **(context or {})}
+    here = request.url.path.removeprefix(root)
+    whole = {"root": root, "here": here, "session": COOKIE in request.cookies, **(context or {})}
     headers = HEADERS if media_type is None else {}
     return _templates.TemplateResponse(request, name, whole, headers=headers, media_type=media_type)
 

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from tests.support import Api, free_port, platform_process, unavailable, wait_until
@@ -106,6 +107,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def serious_faults(page: Any) -> list[str]:
+    """What axe-core finds that would keep somebody from using the page, with where it stands.
+
+    What Swagger UI draws is not ours: it has faults of colour and of nesting.
+    """
+    found = Axe().run(page, context={"exclude": [["#swagger-ui"]]}).response["violations"]
+    return [
+        f"{fault['id']}: {node['html'][:120]}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_each_page_opens_at_two_widths(page: Any, pictures: Path, name: str) -> None:
     for width, pixels in WIDTHS.items():
@@ -116,6 +131,7 @@ def test_each_page_opens_at_two_widths(page: Any, pictures: Path, name: str) -> 
         if name != "api":
             # Wide tables scroll in their own box: the page itself never does.
             assert page.evaluate("document.documentElement.scrollWidth") <= pixels
+        assert serious_faults(page) == []
         page.screenshot(path=pictures / f"{name}-{width}.png", full_page=True)
         assert (pictures / f"{name}-{width}.png").stat().st_size > 5_000
 

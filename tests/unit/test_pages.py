@@ -13,6 +13,7 @@ from serving.app import create_app
 from serving.routes import pages, ui
 from tests.support import noise_forecaster
 from urlhealth.alerts.rules import AlertFile
+from urlhealth.crawl.keys import Scope
 from urlhealth.crawl.overview import upcoming
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
@@ -193,3 +194,14 @@ def test_maintenance_that_comes_again_is_found_on_its_next_day() -> None:
     assert upcoming(window, 10 * day + 2 * HOUR_MS, within_ms=day) == (11 * day, 11 * day + HOUR_MS)
     assert upcoming(window, 2 * HOUR_MS, within_ms=HOUR_MS) is None
     assert upcoming(Maintenance(start_ms=0, end_ms=1), 1, within_ms=day) is None
+
+
+def test_who_is_logged_in_can_log_out(tmp_path: Path) -> None:
+    with closing(Platform(Settings(home=tmp_path, mlflow_tracking_uri=""))) as own:
+        own.open(check=False)
+        _, secret = own.keys.create("me", scopes=[Scope.READ])
+        client = TestClient(create_app(own), headers={"accept": "text/html"})
+        assert "Log out" not in client.get("/login").text
+        assert "Log out" in client.post("/login", data={"key": secret}).text
+        assert client.post("/logout").url.path == "/login"
+        assert client.get("/").url.path == "/login"
