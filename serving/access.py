@@ -47,7 +47,7 @@ RULES: Final[tuple[tuple[str, str, Scope | None], ...]] = (
     ("GET", STATUS_PAGE.pattern, Scope.READ),
     ("POST", r"/graphql", Scope.READ),
     ("POST", r"/ui/tasks|/ui/monitors/.*", Scope.CRAWL),
-    ("POST", r"/ui/alerts/test", Scope.ADMIN),
+    ("POST", r"/ui/alerts/test|/ui/models/change", Scope.ADMIN),
     ("GET", r"/api/v1/(tasks|monitors|url|predictions|polling|models|alerts)(/.*)?|/tasks(/[^/]*)?", Scope.READ),
     # Channels say where to send to, and with what secret.
     ("PUT|POST|DELETE", r"/api/v1/alerts/.*", Scope.ADMIN),

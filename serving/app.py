@@ -34,6 +34,7 @@ from serving.routes import (
     submit,
     tasks,
     ui,
+    ui_models,
     urls,
 )
 from urlhealth.platform import Platform
@@ -104,6 +105,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         health,
         pages,
         ui,
+        ui_models,
     )
     for resource in resources:
         app.include_router(resource.router)

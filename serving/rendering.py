@@ -11,6 +11,7 @@ from starlette.templating import Jinja2Templates
 
 from serving.access import COOKIE
 from serving.schemas import rfc3339
+from urlhealth.errors import UrlHealthError
 from urlhealth.features.wording import duration
 
 HEADERS: Final = {
@@ -33,6 +34,13 @@ def render(
     whole = {"root": root, "here": here, "session": COOKIE in request.cookies, **(context or {})}
     headers = HEADERS if media_type is None else {}
     return _templates.TemplateResponse(request, name, whole, headers=headers, media_type=media_type)
+
+
+def apology(request: Request, error: UrlHealthError, status: int) -> Response:
+    """A page that says what is wrong."""
+    answer = render(request, "apology.html", {"problem": str(error)})
+    answer.status_code = status
+    return answer
 
 
 def percent(share: float | None, digits: int = 1) -> str:

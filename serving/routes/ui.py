@@ -1,4 +1,4 @@
-"""Pages for people beside the first one: a URL, tasks, monitors, models, features, alerts, status, badges."""
+"""Pages for people beside the first one: a URL, tasks, monitors, features, alerts, status, badges."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import RedirectResponse
 
 from serving.dependencies import Body, CallerDep, Cursor, Owner, PlatformDep, Shown, check_count
-from serving.rendering import percent, render
+from serving.rendering import apology, percent, render
 from urlhealth.alerts.store import MessageStatus
 from urlhealth.crawl.overview import MonitorRow, Outage, PastPrediction, upcoming
 from urlhealth.crawl.reading import DAY_MS, HOUR_MS, Incident
@@ -26,7 +26,6 @@ ROWS: Final = 50
 #: URLs that the form takes; more go by the API, which reads them as they come.
 MAX_PASTED: Final = 10_000
 _POINTS: Final = 500
-_MODELS: Final = 50
 _STATUS_DAYS: Final = 7
 _FORECAST: Final = "24h"
 
@@ -61,7 +60,7 @@ def url_page(
     try:
         state = platform.crawl.url_state(url, known_for_s=platform.settings.known_for_s, name=name, owner=owner)
     except UrlHealthError as error:
-        return _apology(request, error, 404 if isinstance(error, NotFound) else 422)
+        return apology(request, error, 404 if isinstance(error, NotFound) else 422)
     target_id = platform.overview.target_id(url, name=name, owner=owner)
     key = state.target.key
     now_ms = platform.clock()
@@ -196,7 +195,7 @@ def task_page(
     try:
         task = platform.crawl.task(task_id, owner=owner)
     except NotFound as error:
-        return _apology(request, error, 404)
+        return apology(request, error, 404)
     page = platform.overview.results(task_id, outcome=outcome, limit=ROWS, cursor=cursor, owner=owner)
     return render(request, "task.html", {"task": task, "page": page, "outcome": outcome})
 
@@ -232,24 +231,7 @@ def pause(request: Request, platform: PlatformDep, owner: Owner, monitor_id: str
     return render(request, "pause.html", {"monitor": monitor})
 
 
-# Models and features
-
-
-@router.get("/ui/models")
-def models_page(request: Request, platform: PlatformDep) -> Response:
-    """The registered versions."""
-    from urlhealth.prediction.listing import registered
-
-    versions, problem = registered(platform.settings, limit=_MODELS)
-    champion = platform.champion.current
-    names = sorted({name for one in versions for name in one.metrics})
-    context = {
-        "versions": versions,
-        "problem": problem or platform.champion.problem,
-        "champion": None if champion is None else champion.version,
-        "metrics": [name for name in names if name.startswith(("onset_24h", "average_precision"))][:4] or names[:4],
-    }
-    return render(request, "models.html", context)
+# Features
 
 
 @router.get("/ui/features")
@@ -371,10 +353,3 @@ def _risk(platform: Platform, url: str, owner: str) -> float | None:
         return platform.predictor.predict([url], horizons=[_FORECAST], owner=owner)[0].probability
     except UrlHealthError:
         return None
-
-
-def _apology(request: Request, error: UrlHealthError, status: int) -> Response:
-    """A page that says what is wrong."""
-    answer = render(request, "apology.html", {"problem": str(error)})
-    answer.status_code = status
-    return answer

@@ -154,6 +154,10 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
         description="MLflow's own variable. Empty: SQLite and a folder in the home folder.",
     )
+    mlflow_ui: str = Field(
+        "", description="Address of MLflow's pages, for links. Empty: that of the tracking server, if there is one."
+    )
+    feast_ui: str = Field("", description="Address of Feast's pages (`feast ui`), for links. Empty: no link.")
     feast_yaml: Path = Field(
         ROOT / "feature_repo" / "feature_store.yaml",
         validation_alias=AliasChoices("FEAST_FS_YAML_FILE_PATH", "feast_yaml"),
@@ -204,6 +208,12 @@ class Settings(BaseSettings):
     def resolved_tracking_uri(self) -> str:
         """`MLFLOW_TRACKING_URI`, or the SQLite file in the home folder."""
         return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def mlflow_pages(self) -> str:
+        """Where a browser finds MLflow's pages; empty if that is not known."""
+        served = self.mlflow_tracking_uri.startswith(("http://", "https://"))
+        return (self.mlflow_ui or (redacted(self.mlflow_tracking_uri) if served else "")).rstrip("/")
 
     @property
     def mlflow_artifacts(self) -> Path:

@@ -178,3 +178,14 @@ def test_metrics_and_what_cannot_be_asked(platform: Platform) -> None:
         assert http.get(QUALITY, params={"from": "yesterday"}).status_code == 422
         empty = http.get(QUALITY, params={"from": "2020-01-01T00:00:00Z", "to": "2020-01-02T00:00:00Z"}).json()
     assert empty["items"] == []
+
+
+@pytest.mark.usefixtures("served")
+def test_the_page_of_models_draws_what_came_of_forecasts(platform: Platform) -> None:
+    page = TestClient(create_app(platform)).get("/ui/models").text
+    drawn = [figures for figures in platform.quality(owner=LOCAL_OWNER).figures if figures.horizon == "24h"]
+    assert len(drawn) > 1
+    points = sum(len(figures.reliability) for figures in drawn)
+    assert page.count("<polyline") == len(drawn)
+    assert page.partition('class="reliability"')[2].partition("</svg>")[0].count("<circle") == points > 5
+    assert page.partition("The same as a table")[2].count("<tr><td>") == points

@@ -28,6 +28,7 @@ from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
 from urlhealth.prediction.estimators import HealthForecaster
+from urlhealth.prediction.listing import registered
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings, quiet_third_parties
 from urlhealth.vocabulary import (
@@ -292,6 +293,36 @@ def test_a_promotion_by_hand_can_be_taken_back(trained: Trained) -> None:
             registry.promote(mlflow_client, "77")
         with pytest.raises(NotFound, match="is called nobody"):
             registry.find(mlflow_client, "nobody")
+
+
+def test_on_its_page_a_version_is_promoted_and_taken_back_after_a_question(trained: Trained) -> None:
+    platform = trained.platform
+    platform.champion.refresh()
+    before = platform.champion.serving().version
+    other = "2" if before != "2" else "1"
+    http = TestClient(create_app(platform), follow_redirects=True)
+    page = http.get("/ui/models").text
+    assert f"Version {before} serves." in page
+    assert "its past failure rate" in page.partition("On what was held out")[2]
+
+    question = http.get("/ui/models/change", params={"to": other})
+    assert f"Promote version {other}</button>" in question.text
+    assert platform.champion.serving().version == before
+    assert http.post("/ui/models/change", content=f"to=77&now={before}").status_code == 404
+    assert http.post("/ui/models/change", content=f"to={other}&now={other}").status_code == 409
+    assert f"Version {other} serves." in http.post("/ui/models/change", content=f"to={other}&now={before}").text
+    assert f'<a href="/ui/models/change">Roll back</a> to version {before}.' in http.get("/ui/models").text
+    assert f"Version {before} serves." in http.post("/ui/models/change", content=f"to=&now={other}").text
+
+
+def test_a_version_leads_to_its_run_where_mlflow_has_pages(trained: Trained) -> None:
+    settings = trained.platform.settings
+    assert [each.run_page for each in registered(settings, limit=1)] == [None]
+    told = settings.model_copy(update={"mlflow_ui": "https://mlflow.example/"})
+    for each in registered(told, limit=9):
+        run = client(trained.platform).get_run(str(each.version.run_id))
+        page = f"https://mlflow.example/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        assert each.run_page == page
 
 
 def test_a_model_of_ones_own_is_served_by_name_and_the_server_follows_its_promotion(trained: Trained) -> None:

@@ -38,6 +38,8 @@ UNDESCRIBED: Final[dict[Call, Scope | None]] = {
     ("GET", "/ui/monitors"): Scope.READ,
     ("POST", "/ui/monitors/{monitor_id}/{what}"): Scope.CRAWL,
     ("GET", "/ui/models"): Scope.READ,
+    ("GET", "/ui/models/change"): Scope.READ,
+    ("POST", "/ui/models/change"): Scope.ADMIN,
     ("GET", "/ui/features"): Scope.READ,
     ("GET", "/ui/alerts"): Scope.READ,
     ("POST", "/ui/alerts/test"): Scope.ADMIN,

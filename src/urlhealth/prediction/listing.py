@@ -1,49 +1,75 @@
-"""The registered versions, for a page."""
+"""The registered versions for a page, and what is done with them there."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from urlhealth.errors import one_line
-from urlhealth.prediction.champion import has_registry
+from urlhealth.errors import NotFound, UrlHealthError
+from urlhealth.prediction.champion import has_registry, unavailable
+from urlhealth.prediction.promotion import Version, promote, rollback, versions
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import MODEL_NAME
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Registered:
-    """One registered version."""
+    """A registered version, with what its run holds."""
 
-    version: str
-    aliases: tuple[str, ...]
-    created_ms: int
-    #: What was said when it was registered: why it was promoted, or why not.
-    description: str
-    run_id: str | None
-    #: Of its run.
+    version: Version
+    #: As `models/runs.py` names them: `onset_24h/brier` is the model's, `its_flips/onset_24h/brier` a plain rule's.
     metrics: dict[str, float]
+    #: The run's page in MLflow, if it is known where its pages are.
+    run_page: str | None
 
 
-def registered(settings: Settings, *, limit: int) -> tuple[list[Registered], str | None]:
-    """The newest versions, newest first; and why they cannot be read, where that is so."""
-    uri = settings.resolved_tracking_uri
-    if not has_registry(uri):
-        return [], None
+def registered(settings: Settings, *, limit: int) -> list[Registered]:
+    """The newest versions, newest first.
+
+    Raises:
+        StoreUnavailable: they cannot be read.
+    """
+    if not has_registry(settings.resolved_tracking_uri):
+        return []
+    with _client(settings) as client:
+        return [_with_run(client, version, settings.mlflow_pages) for version in versions(client)[:limit]]
+
+
+def change_champion(settings: Settings, *, to: str | None) -> str:
+    """Make a version the champion, or (None) the one that the champion replaced; returns which.
+
+    Raises:
+        NotFound: there is no such version.
+        StoreUnavailable: the registry cannot be used.
+    """
+    if not has_registry(settings.resolved_tracking_uri):
+        raise NotFound("no version is registered yet: `urlhealth train` makes one")
+    with _client(settings) as client:
+        if to is None:
+            return rollback(client)
+        promote(client, to)
+        return to
+
+
+@contextmanager
+def _client(settings: Settings) -> "Iterator[MlflowClient]":
     from mlflow import MlflowClient
 
     try:
-        client = MlflowClient(tracking_uri=uri)
-        found = client.search_model_versions(f"name='{MODEL_NAME}'")
-        aliases = client.get_registered_model(MODEL_NAME).aliases if found else {}
-        newest = sorted(found, key=lambda each: -int(each.version))[:limit]
-        return [
-            Registered(
-                version=str(each.version),
-                aliases=tuple(alias for alias, version in sorted(aliases.items()) if str(version) == str(each.version)),
-                created_ms=each.creation_timestamp,
-                description=each.description or "",
-                run_id=each.run_id or None,
-                metrics=dict(client.get_run(each.run_id).data.metrics) if each.run_id else {},
-            )
-            for each in newest
-        ], None
+        # The registry is by default where the runs are; what another part of the process has set is not asked.
+        uri = settings.resolved_tracking_uri
+        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except UrlHealthError:
+        raise
     except Exception as error:  # MLflow lets through whatever its back ends raise.
-        return [], one_line(error)
+        raise unavailable(settings.resolved_tracking_uri, error) from error
+
+
+def _with_run(client: "MlflowClient", version: Version, pages: str) -> Registered:
+    if version.run_id is None:
+        return Registered(version=version, metrics={}, run_page=None)
+    run = client.get_run(version.run_id)
+    page = f"{pages}/#/experiments/{run.info.experiment_id}/runs/{version.run_id}" if pages else None
+    return Registered(version=version, metrics=dict(run.data.metrics), run_page=page)
