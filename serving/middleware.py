@@ -127,7 +127,7 @@ class RequestMiddleware:
 
 def new_id() -> str:
     """An id for a request: 32 hexadecimal digits. No secret, so none of the system's randomness: that is a call."""
-    return f"{random.getrandbits(128):032x}"  # nosec B311  nothing rests on its being hard to guess
+    return f"{random.getrandbits(128):032x}"  # nosec B311
 
 
 def _announced_bytes(scope: Scope) -> int:
