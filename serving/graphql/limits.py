@@ -10,12 +10,13 @@ from graphql import (
     FragmentSpreadNode,
     GraphQLError,
     InlineFragmentNode,
-    IntValueNode,
-    ListValueNode,
     OperationDefinitionNode,
     SelectionSetNode,
-    VariableNode,
+    value_from_ast_untyped,
 )
+
+from urlhealth.features.catalog import VECTOR
+from urlhealth.prediction.predictor import REASONS
 
 #: Fields within fields. What tools ask to learn the schema has 14.
 MAX_DEPTH: Final = 15
@@ -24,16 +25,19 @@ MAX_COST: Final = 20_000
 #: Longest query, in words and signs.
 MAX_TOKENS: Final = 2_000
 
-#: Fields that are lists, and how many items are reckoned where the query does not say `first`.
+#: Fields that are lists, and how many items are reckoned where the query says neither `first` nor which.
 LISTS: Final = {
     "tasks": 20,
     "results": 100,
     "probes": 10,
     "targets": 100,
-    "features": 1,
+    "features": len(VECTOR),
     "predictions": 1,
-    "reasons": 1,
+    "reasons": REASONS,
 }
+#: Arguments that say how many items there are: a number, or lists with an item each.
+_FIRST: Final = "first"
+_NAMED: Final = frozenset({"urls", "names", "horizons"})
 
 
 def check(document: DocumentNode, variables: Mapping[str, Any], operation_name: str | None) -> None:
@@ -47,9 +51,9 @@ def check(document: DocumentNode, variables: Mapping[str, Any], operation_name: 
         if operation.operation.value != "query":
             raise GraphQLError(f"a {operation.operation.value} is not taken here: this is for reading", operation)
         defaults = {
-            definition.variable.name.value: int(definition.default_value.value)
+            definition.variable.name.value: value_from_ast_untyped(definition.default_value)
             for definition in operation.variable_definitions or ()
-            if isinstance(definition.default_value, IntValueNode)
+            if definition.default_value is not None
         }
         depth, cost = _Reckoning(document, defaults | dict(variables)).of(operation.selection_set)
         if depth > MAX_DEPTH:
@@ -102,18 +106,11 @@ class _Reckoning:
         return known
 
     def _size(self, field: FieldNode) -> int:
-        size = LISTS.get(field.name.value, 1)
+        """What is of another type than it must be counts as if it were not said: the query is refused for it later."""
         for argument in field.arguments or ():
-            value: Any = None
-            match argument.name.value, argument.value:
-                case "first", IntValueNode() as number:
-                    value = int(number.value)
-                case "first", VariableNode() as variable:
-                    value = self._variables.get(variable.name.value)
-                case "urls", ListValueNode() as urls:
-                    value = len(urls.values)
-                case "urls", VariableNode() as variable:
-                    value = len(self._variables.get(variable.name.value) or ())
-            if isinstance(value, int):
-                size = max(value, 1)
-        return size
+            value = value_from_ast_untyped(argument.value, dict(self._variables))
+            if argument.name.value == _FIRST and isinstance(value, int):
+                return max(value, 1)
+            if argument.name.value in _NAMED and isinstance(value, list):
+                return max(len(value), 1)
+        return LISTS.get(field.name.value, 1)

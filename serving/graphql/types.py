@@ -122,7 +122,7 @@ class Target:
         values = (await info.context.features.load(self.url)).values
         if values is None:
             return None
-        wanted = list(values) if names is None else names
+        wanted = list(values if names is None else dict.fromkeys(names))
         unknown = [name for name in wanted if name not in values]
         if unknown:
             raise InvalidRequest(f"there is no feature {unknown[0]!r}: docs/features.md lists them")

@@ -133,6 +133,11 @@ FRAGMENTS = "{ ...F0 } " + " ".join(f"fragment F{n} on Query {{ ...F{n + 1} ...F
         ("query ($n: Int = 900) { tasks(first: $n) { results { items { url } } } }", "is the most"),
         ("{ ...F } fragment F on Query { ...F }", "the fragment F has itself in it"),
         (FRAGMENTS + " fragment F60 on Query { tasks(first: 5) { taskId } }", "is the most"),
+        (
+            f"query ($u: [String!]! = {json.dumps(URLS)}) {{ targets(urls: $u) {{ probes(first: 9000) {{ at }} }} }}",
+            "45,005 objects",
+        ),
+        ("{ tasks { results { items { target { features { name } } } } } }", "is the most"),
         ("{ " + "a " * 2001 + "}", "Document contains more than 2000 tokens"),
         ("query A { tasks { taskId } } query B { tasks { taskId } }", "2 operations: say which"),
     ],
@@ -142,6 +147,13 @@ def test_a_query_that_is_not_carried_out(http: TestClient, query: str, said: str
     assert status == 400, reply
     assert said in reply["errors"][0]["message"]
     assert "data" not in reply
+
+
+@pytest.mark.parametrize("urls", [5, {"a": 1}, [5], None])
+def test_a_variable_of_another_type_is_a_fault_of_the_query(http: TestClient, urls: Any) -> None:
+    status, reply = ask(http, "query ($u: [String!]!) { targets(urls: $u) { key } }", u=urls)
+    assert (status, "data" in reply) == (400, False)
+    assert "$u" in reply["errors"][0]["message"]
 
 
 @pytest.mark.parametrize(
