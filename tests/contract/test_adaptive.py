@@ -371,3 +371,22 @@ class TestSchedule:
                     plans += [(row[3], statement) for row in plan]
         assert len(plans) > 10
         assert [plan for plan in plans if "SCAN" in plan[0]] == []
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_after_the_clock_is_set_back_all_are_probed_as_before(
+    engine: sa.Engine, store: CrawlStore, lease: Lease, clock: HandClock, restarted: bool
+) -> None:
+    create(store, A, B, C)
+    before = drive(store, lease, clock, hours=6, failing=flaps(clock, B))
+    clock.now_ms -= 5 * HOUR_MS
+    lease.acquire()
+    if restarted:
+        store = CrawlStore(engine, clock=clock)
+    after = drive(store, lease, clock, hours=2, failing=flaps(clock, B))
+    assert after.keys() == before.keys()
+    for url, at_ms in after.items():
+        assert at_ms[0] <= clock.now_ms - 2 * HOUR_MS + SCHEDULE.max_interval_s * 1000 * 1.2, url
+        assert np.diff(at_ms).max() <= SCHEDULE.max_interval_s * 1000 * 1.2
+    spent = sum(map(len, after.values()))
+    assert spent <= 1.5 * 2 * 3 * SCHEDULE.budget_per_url_hour

@@ -206,7 +206,19 @@ class Pool(Planner):
             self.hazards.learn(target, hours, [not spell.up for spell in past], past[-1].last_ms / HOUR_MS)
         seen_ms = round(self.hazards.seen_h[target] * HOUR_MS) if row.probes else 0
         self._probed_ms[target] = seen_ms if row.probed_ms is None else row.probed_ms
+        self._set_back(target, t_ms)
         return target
+
+    def set_back(self, t_ms: int) -> None:
+        """The clock was set back to this: what lies after it, as seen from here, was just now."""
+        for target in self.target_of.values():
+            self._set_back(target, t_ms)
+        for target, due_ms in self.moved.items():
+            self.moved[target] = min(due_ms, t_ms + self.interval_s(target) * SECOND_MS)
+
+    def _set_back(self, target: int, t_ms: int) -> None:
+        self.hazards.set_back(target, t_ms / HOUR_MS)
+        self._probed_ms[target] = min(self._probed_ms[target], t_ms)
 
     def drop(self, target: int) -> None:
         """The monitor is gone, or paused."""
@@ -353,6 +365,11 @@ class AdaptivePlans:
             if pool is not None:
                 pool.under_way.discard(target)
                 pool.spent -= 1
+
+    def set_back(self, now_ms: int) -> None:
+        """The clock was set back to now."""
+        for pool in self._pools.values():
+            pool.set_back(now_ms)
 
     def turn(self, now_ms: int) -> bool:
         """Do what time brings: budgets, and the next part of the round. Whether something should be written now."""

@@ -122,6 +122,8 @@ class Schedule(Records):
         set_back = now_ms < self._looked_ms  # or this is the first look
         with self._engine.connect() as connection:
             first_ms = connection.scalar(_FIRST_DUE)
+        if now_ms < self._looked_ms < math.inf:
+            self._plans.set_back(now_ms)
         planned = self._plans.turn(now_ms)
         if not (set_back or planned) and (first_ms is None or first_ms > now_ms + ahead_ms // 2):
             self._looked_ms = now_ms

@@ -144,6 +144,13 @@ class Hazards:
         self._share(target)
         return True
 
+    def set_back(self, target: int, t_h: float) -> None:
+        """The clock was set back: what was known after `t_h` is known as of it."""
+        late_h = self.seen_h[target] - t_h
+        if late_h > 0:
+            for column in (self._as_of_h, self.seen_h, self._since_h):
+                column[target] -= late_h
+
     def foresee(self, target: int, prior_per_h: float) -> None:
         """Another prior: onsets per hour as far as somebody else can tell now."""
         self._prior[target] = prior_per_h
