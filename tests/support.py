@@ -14,11 +14,15 @@ from typing import Any, NoReturn
 
 import httpx
 import numpy as np
+import polars as pl
 import pytest
 
+from urlhealth.feast_stores import segments
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
+from urlhealth.platform import Platform
 from urlhealth.prediction.estimators import HealthForecaster
+from urlhealth.prediction.served_files import DATASET
 from urlhealth.vocabulary import PROBABILITIES, Forecasts, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,6 +198,17 @@ def first_json_line(process: subprocess.Popen[str]) -> dict[str, Any]:
     """The first line that the process prints, parsed."""
     assert process.stdout is not None
     return dict(json.loads(process.stdout.readline()))
+
+
+def served_by(platform: Platform) -> pl.DataFrame:
+    """All that was served, as the files have it once what waits was written and moved."""
+    platform.prediction_log.write()
+    with platform.lease.kept() as mine:
+        assert mine
+        while platform.served_files.step():
+            pass
+    found = segments.files(platform.features.offline_folder / DATASET)
+    return pl.read_parquet(found, hive_partitioning=False).sort("__log_timestamp", maintain_order=True)
 
 
 def forecasts_of(predictions: Sequence[Prediction]) -> Forecasts:

@@ -12,11 +12,12 @@ from starlette.responses import RedirectResponse
 from serving.dependencies import Body, CallerDep, Cursor, Owner, PlatformDep, Shown, check_count
 from serving.rendering import apology, percent, render
 from urlhealth.alerts.store import MessageStatus
-from urlhealth.crawl.overview import MonitorRow, Outage, PastPrediction, upcoming
+from urlhealth.crawl.overview import MonitorRow, Outage, upcoming
 from urlhealth.crawl.reading import DAY_MS, HOUR_MS, Incident
 from urlhealth.errors import InvalidRequest, InvalidUrls, NotFound, UrlHealthError
 from urlhealth.features.catalog import VECTOR, describe
 from urlhealth.platform import Platform
+from urlhealth.prediction.served import PastPrediction
 from urlhealth.vocabulary import HORIZONS, Health, Prediction, ProbeResult
 
 router = APIRouter(include_in_schema=False)
@@ -66,7 +67,7 @@ def url_page(
     now_ms = platform.clock()
     recent = platform.overview.recent(target_id, limit=_POINTS)
     incidents = platform.crawl.url_incidents(url, limit=ROWS, name=name, owner=owner).items
-    past = platform.overview.past_predictions(key, horizon=_FORECAST, limit=_POINTS, owner=owner)
+    past = platform.served.past(key, horizon=_FORECAST, limit=_POINTS, owner=owner)
     predictions, problem = _forecasts(platform, url, name, owner)
     context = {
         "state": state,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -24,6 +25,7 @@ from urlhealth.crawl.crawler import Crawler
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.lease import RENEWALS, Lease
 from urlhealth.crawl.retention import Kept
+from urlhealth.crawl.served import ServedBatches
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.crawl.vault import Vault, key_of_file
 from urlhealth.errors import (
@@ -60,7 +62,6 @@ if TYPE_CHECKING:
     from urlhealth.crawl.keys import KeyStore
     from urlhealth.crawl.overview import Overview
     from urlhealth.crawl.rollups import Rollups
-    from urlhealth.crawl.served import ServedLog
     from urlhealth.feast_stores.consistency import Check as FeatureCheck
     from urlhealth.feast_stores.stores import FeatureStores
     from urlhealth.features.drift import Drift, FeatureDrift
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from urlhealth.prediction.predictor import Predictor
     from urlhealth.prediction.quality import LiveQuality
     from urlhealth.prediction.retraining import Retraining
+    from urlhealth.prediction.served import ServedLog
     from urlhealth.prediction.served_files import ServedFiles
     from urlhealth.prediction.services import ServiceModels
     from urlhealth.prediction.shadow import Shadow
@@ -84,6 +86,9 @@ log = logging.getLogger(__name__)
 _TURN_S = 0.1
 #: Time between two looks for probes that are not in the roll-ups: what a URL's state shows does not wait for them.
 _ROLL_UP_S = 2.0
+#: Time between two batches of what was served: what a killed process loses. And that until they are moved to the files.
+_LOG_S: Final = 0.5
+_MOVE_SERVED_S: Final = 5.0
 #: Pause after a batch of forecasts, as a share of the time that it took: requests and probes come first.
 _RESCORE_PAUSE: Final = 0.5
 #: The same after a step of anything that follows on probes, while a task wants more of them than can be made.
@@ -166,7 +171,8 @@ class Platform:
         self._database = open_database(settings.resolved_database_url)
         self.crawl = CrawlStore(self._database, clock=self.clock, vault=Vault(self._secret_keys))
         self.lease = Lease(self._database, holder=self.worker_id, ttl_s=settings.lease_s, clock=self.clock)
-        self.prediction_log = PredictionLog(self.crawl)
+        self.served_batches = ServedBatches(self._database, clock=self.clock)
+        self.prediction_log = PredictionLog(self.served_batches)
         if check:
             try:
                 self.features.check()
@@ -310,17 +316,21 @@ class Platform:
 
     @cached_property
     def served(self) -> "ServedLog":
-        from urlhealth.crawl.served import ServedLog
+        from urlhealth.prediction.served import ServedLog
 
-        assert self._database is not None
-        return ServedLog(self._database, clock=self.clock)
+        return ServedLog(self.served_batches, self._served_folder)
 
     @cached_property
     def served_files(self) -> "ServedFiles":
-        from urlhealth.prediction.served_files import DATASET, ServedFiles
+        from urlhealth.prediction.served_files import ServedFiles
 
-        folder = self.features.offline_folder / DATASET
-        return ServedFiles(self.served, folder, lease=self.lease, clock=self.clock)
+        return ServedFiles(self.served_batches, self._served_folder, lease=self.lease)
+
+    @property
+    def _served_folder(self) -> Path:
+        from urlhealth.prediction.served_files import DATASET
+
+        return self.features.offline_folder / DATASET
 
     def quality(self, *, from_ms: int | None = None, to_ms: int | None = None, owner: str) -> "LiveQuality":
         """How good the predictions were that were served in [from, to); by default in the last seven days.
@@ -396,13 +406,14 @@ class Platform:
             # Its own would keep what a batch has left free, beside what our heaps do.
             pa.set_memory_pool(pa.system_memory_pool())
             self._loop("pipeline", self._fold, settings.pipeline_poll_s)
+            self._loop("served-files", self._move_served, _MOVE_SERVED_S)
             self._loop("rollups", self._roll_up, _ROLL_UP_S)
             self._loop("retention", self._drop_old, _RETENTION_S)
             self._loop("alerts", self._alert, _ALERT_S)
             self._loop("alert-delivery", self._deliver, _ALERT_S)
         if predict:
             self._loop("champion", self._follow_champion, settings.champion_poll_s)
-            self._loop("prediction-log", self.prediction_log.write, _TURN_S)
+            self._loop("prediction-log", self.prediction_log.write, _LOG_S)
             if settings.shadow_share:
                 self._loop("shadow", self.shadow.step, _TURN_S)
         if features and predict and (settings.retrain_every_h or settings.retrain_drift_psi):
@@ -521,6 +532,7 @@ class Platform:
             InvalidRequest: the URL is none, or a task with it is just being received.
             NotFound: the owner has no such target.
         """
+        self.prediction_log.write()
         erased = self.crawl.erase_url(url, lease=self.lease, name=name, owner=owner)
         self.predictor.forget_targets()
         log.warning("erased a URL: %s", ", ".join(f"{count} {what}" for what, count in erased.items()))
@@ -651,16 +663,25 @@ class Platform:
         while not self._stop.is_set() and self._after_probes(self.pipeline.step):
             _trim_heaps()
         self._carry_out_erasures()
-        self.served_files.step()
 
     def _carry_out_erasures(self) -> None:
         """In the thread that publishes features: erase what is left of URLs in the stores."""
         for erasure in self.crawl.pending_erasures():
             rows = self.features.erase(erasure.kind, erasure.key, until_ms=erasure.until_ms)
+            logged = 0
             if erasure.kind == "url":
-                self.served_files.erase(erasure.key, until_ms=erasure.until_ms)
-            logged = self.crawl.finish_erasure(erasure)
+                logged = self.served_files.erase(erasure.key, until_ms=erasure.until_ms)
+            self.crawl.finish_erasure(erasure)
             log.warning("erased the features of a %s: %d rows, %d predictions", erasure.kind, rows, logged)
+
+    def _move_served(self) -> None:
+        """Move what was served into the files."""
+        from urlhealth.prediction.served_files import ROWS
+
+        while self.lease.held and not self._stop.is_set() and self._after_probes(self.served_files.step) >= ROWS:
+            pass
+        if self.lease.held:
+            self.served_files.drop_old(before_ms=self.kept().probes_ms)
 
     def kept(self) -> Kept:
         """From when on probes, roll-ups and incidents are kept, by the settings."""

@@ -109,7 +109,9 @@ class Settings(BaseSettings):
     known_for_s: float = Field(
         172_800.0, description="Time for which a state is held for known after the observation that showed it.", gt=0
     )
-    keep_probes_days: int = Field(0, description="Days for which single probes are kept; 0 is for ever.", ge=0)
+    keep_probes_days: int = Field(
+        0, description="Days for which single probes, and logged predictions, are kept; 0 is for ever.", ge=0
+    )
     keep_hours_days: int = Field(0, description="Days for which roll-ups by hour are kept; 0 is for ever.", ge=0)
     keep_days_days: int = Field(
         0, description="Days for which roll-ups by day, and incidents, are kept; 0 is for ever.", ge=0

@@ -12,12 +12,11 @@ import pytest
 import sqlalchemy as sa
 
 from serving import schemas
-from tests.support import forecasts_of
 from urlhealth.crawl import tasks
 from urlhealth.crawl.database import writing
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import remember
-from urlhealth.crawl.schema import predictions, probes, task_urls
+from urlhealth.crawl.schema import probes, task_urls
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.errors import InvalidCursor, InvalidRequest, InvalidUrls, KeyReused, LeaseLost, NotFound
 from urlhealth.features.verdicts import Verdicts
@@ -28,17 +27,13 @@ from urlhealth.vocabulary import (
     LOCAL_OWNER,
     Attempt,
     CrawlTask,
-    Freshness,
-    Health,
     Outcome,
     Page,
-    Prediction,
     Probed,
     ProbeOptions,
     ProbeRequest,
     ProbeResult,
     ProbeSource,
-    Served,
     Target,
     TaskResult,
     TaskStatus,
@@ -538,31 +533,6 @@ class TestHistory:
             "done": 0,
             "cancelled": 0,
         }
-
-
-def test_predictions_are_logged_as_they_were_served(store: CrawlStore, engine: sa.Engine) -> None:
-    served = Prediction(
-        sent_url="https://A.example.com",
-        target=A,
-        horizon="24h",
-        probability=0.25,
-        probability_at_end=None,
-        status=Freshness.STALE,
-        health=Health.UNKNOWN,
-        age_s=12.5,
-        observed_ms=T0 - 12_500,
-        model="url-health",
-        model_version="3",
-    )
-    both = [served, replace(served, horizon="1h")]
-    store.log_predictions([Served(request_id="request-1", owner="ann", ts_ms=T0, forecasts=forecasts_of(both))])
-    store.log_predictions([])
-    with engine.connect() as connection:
-        rows = [dict(row) for row in connection.execute(sa.select(predictions)).mappings()]
-    assert [(row["request_id"], row["horizon"]) for row in rows] == [("request-1", "24h"), ("request-1", "1h")]
-    said = {"id": 1, "owner": "ann", "request_id": "request-1", "ts_ms": T0, "status": "stale", "health": "unknown"}
-    same = ("sent_url", "target", "horizon", "probability", "probability_at_end", "age_s", "observed_ms", "model")
-    assert rows[0] == said | {name: getattr(served, name) for name in (*same, "model_version")}
 
 
 def test_processes_that_write_at_once_wait_for_each_other(store: CrawlStore, database_url: str) -> None:

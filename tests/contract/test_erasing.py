@@ -15,6 +15,8 @@ from urlhealth.errors import InvalidRequest, LeaseLost, NotFound
 from urlhealth.feast_stores import segments
 from urlhealth.features.catalog import STATE_VIEWS, URL_STATE
 from urlhealth.platform import Platform
+from urlhealth.prediction.served_batch import unpack
+from urlhealth.prediction.served_files import DATASET
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import (
@@ -62,11 +64,13 @@ def everything(platform: Platform) -> str:
     with platform._database.connect() as connection:
         for table in metadata.tables.values():
             held += connection.execute(sa.select(table)).all()
+    with platform.served_batches.waiting() as waiting:
+        held += [unpack(waiting.data(batch)).to_pylist() for batch in waiting.batches]
     folder = platform.settings.feast_home / "offline"
     held += [
         str(frame.to_dicts())
-        for view in STATE_VIEWS
-        for frame in [segments.scan(folder / view.name).collect()]
+        for dataset in (*(view.name for view in STATE_VIEWS), DATASET)
+        for frame in [segments.scan(folder / dataset).collect()]
         if frame.height
     ]
     rows = platform.features._online._file.environment()  # type: ignore[attr-defined]
@@ -101,9 +105,10 @@ def lived(platform: Platform, clock: HandClock) -> list[str]:
     }
     said |= {"age_s": 1.0, "observed_ms": 1, "model": "m", "model_version": "1"}
     items = [Prediction(sent_url=url, target=url, **said) for url in (GONE, KEPT)]  # type: ignore[arg-type]
-    platform.crawl.log_predictions(
-        [Served(request_id="r", owner=LOCAL_OWNER, ts_ms=clock.now_ms, forecasts=forecasts_of(items))]
+    platform.prediction_log.put(
+        Served(request_id="r", owner=LOCAL_OWNER, ts_ms=clock.now_ms, forecasts=forecasts_of(items))
     )
+    platform.prediction_log.write()
     return [done.task_id, under_way.task_id]
 
 
@@ -115,7 +120,7 @@ def test_nothing_is_left(platform: Platform, caplog: pytest.LogCaptureFixture) -
     assert "secret-shop" not in held
     assert KEPT in held
     assert "1 monitors, 20 probes, 2 task results" in caplog.text
-    assert "predictions" in caplog.text
+    assert "1 predictions" in caplog.text
     with pytest.raises(NotFound):
         platform.crawl.url_state(GONE, known_for_s=1)
     assert not platform.features.read(URL_STATE, [GONE]).ts_ms.any()

@@ -1,6 +1,6 @@
 """How good what was served has been: the log joined with the spells, on every backend."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,12 @@ def predicted(i: int, horizon: str, probability: float | None, version: str) -> 
     )
 
 
+def log(platform: Platform, answers: Iterable[Served]) -> None:
+    for answer in answers:
+        platform.prediction_log.put(answer)
+    platform.prediction_log.write()
+
+
 @pytest.fixture
 def served(platform: Platform) -> list[tuple[int, int, str, float]]:
     """What was served by version 2 (target, instant, horizon, probability), and by a shadow the opposite of it."""
@@ -85,19 +91,20 @@ def served(platform: Platform) -> list[tuple[int, int, str, float]]:
         for horizon in HORIZONS
     ]
     for version in ("2", "3"):
-        platform.crawl.log_predictions(
-            Served(
-                request_id=f"r{n}",
-                owner=LOCAL_OWNER,
-                ts_ms=ts_ms,
-                forecasts=forecasts_of([predicted(i, horizon, p if version == "2" else 1 - p, version)]),
-            )
-            for n, (i, ts_ms, horizon, p) in enumerate(said)
+        log(
+            platform,
+            (
+                Served(
+                    request_id=f"r{n}",
+                    owner=LOCAL_OWNER,
+                    ts_ms=ts_ms,
+                    forecasts=forecasts_of([predicted(i, horizon, p if version == "2" else 1 - p, version)]),
+                )
+                for n, (i, ts_ms, horizon, p) in enumerate(said)
+            ),
         )
     never = [predicted(TARGETS + 1, "1h", None, "2")]
-    platform.crawl.log_predictions(
-        [Served(request_id="x", owner=LOCAL_OWNER, ts_ms=NOW_MS - 1, forecasts=forecasts_of(never))]
-    )
+    log(platform, [Served(request_id="x", owner=LOCAL_OWNER, ts_ms=NOW_MS - 1, forecasts=forecasts_of(never))])
     return said
 
 

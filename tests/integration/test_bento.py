@@ -2,7 +2,6 @@
 
 import pickle
 import socket
-import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import bentoml
 import mlflow
 import numpy as np
+import polars as pl
 import pytest
 import tritonclient.http as tritonclient
 from tritonclient.utils import InferenceServerException
@@ -20,11 +20,13 @@ from serving.middleware import MAX_BODY_BYTES
 from serving.schemas import Problem
 from tests.support import BIN, Api, environment, free_port, noise_forecaster, program, wait_until
 from urlhealth.crawl.keys import Scope
+from urlhealth.feast_stores import segments
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import BUNDLED
 from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
+from urlhealth.prediction.served_files import DATASET
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
 
@@ -218,11 +220,12 @@ def test_a_prediction_by_url_is_the_score_of_its_features_and_is_logged(with_mod
         assert item["reasons"][0]["text"]
 
     def logged() -> list[tuple[str, float]]:
-        with sqlite3.connect(f"file:{home / 'urlhealth.db'}?mode=ro", uri=True) as database:
-            query = "SELECT horizon, probability FROM predictions WHERE request_id = 'from-the-test' ORDER BY rowid"
-            return database.execute(query).fetchall()
+        if not (found := segments.files(home / "feast" / "offline" / DATASET)):
+            return []
+        rows = pl.read_parquet(found, hive_partitioning=False).filter(pl.col("__request_id") == "from-the-test")
+        return rows.select("horizon", "probability").rows()
 
-    assert wait_until(logged, timeout_s=10, what="the log") == [
+    assert wait_until(logged, timeout_s=20, what="the log") == [
         (item["horizon"], item["probability"]) for item in reply["items"]
     ]
     assert 'route="/score"' in with_model.http.get("/metrics").text

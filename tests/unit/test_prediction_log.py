@@ -1,14 +1,17 @@
 """The log of what was served, over a store that fails when the test says so."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import pytest
 
 from tests.support import forecasts_of
-from urlhealth.crawl.store import CrawlStore
+from urlhealth.crawl.served import ServedBatch, ServedBatches
 from urlhealth.errors import StoreUnavailable
 from urlhealth.prediction.log import PredictionLog
+from urlhealth.prediction.served_batch import REQUEST_ID, pack, unpack
 from urlhealth.vocabulary import Freshness, Health, Prediction, Served
 
 PREDICTION = Prediction(
@@ -31,10 +34,11 @@ class Store:
         self.transactions: list[list[str]] = []
         self.failure: Exception | None = None
 
-    def log_predictions(self, served: Iterable[Served]) -> None:
+    def add(self, batches: Iterable[ServedBatch]) -> None:
         if self.failure is not None:
             raise self.failure
-        self.transactions.append([each.request_id for each in served])
+        tables = [unpack(batch.data) for batch in batches]
+        self.transactions.append([name for table in tables for name in dict.fromkeys(table[REQUEST_ID].to_pylist())])
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def store() -> Store:
 
 @pytest.fixture
 def log(store: Store) -> PredictionLog:
-    return PredictionLog(cast(CrawlStore, store), max_waiting=5)
+    return PredictionLog(cast(ServedBatches, store), max_waiting=5)
 
 
 def served(request_id: str, n: int) -> Served:
@@ -81,3 +85,26 @@ def test_what_the_database_will_not_have_does_not_block_the_rest(store: Store, l
     log.put(served("b", 1))
     log.write()
     assert store.transactions == [["b"]]
+
+
+def test_what_cannot_be_packed_does_not_block_the_rest(store: Store, log: PredictionLog) -> None:
+    broken = replace(PREDICTION, sent_url="https://\ud800.example")
+    log.put(Served(request_id="a", owner="local", ts_ms=0, forecasts=forecasts_of([broken])))
+    with pytest.raises(UnicodeEncodeError):
+        log.write()
+    assert (log.waiting, log.dropped) == (0, 1)
+    log.put(served("b", 1))
+    log.write()
+    assert store.transactions == [["b"]]
+
+
+def test_columns_may_be_lists_or_arrays() -> None:
+    made = forecasts_of([replace(PREDICTION, horizon=horizon, probability=0.5) for horizon in ("1h", "6h")] * 2)
+    ages = [None, 2.0], np.array([np.nan, 2.0])
+    tables = [
+        unpack(pack([Served(request_id="a", owner="local", ts_ms=7, forecasts=replace(made, age_s=age))]).data)
+        for age in ages
+    ]
+    assert tables[0].to_pylist() == tables[1].to_pylist()
+    assert tables[0]["age_s"].to_pylist() == [None, None, 2.0, 2.0]
+    assert tables[0]["horizon"].to_pylist() == ["1h", "6h"] * 2

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from serving.app import create_app
-from tests.support import noise_forecaster
-from urlhealth.crawl.schema import predictions as logged
+from tests.support import noise_forecaster, served_by
 from urlhealth.errors import ModelMismatch, NotFound
 from urlhealth.platform import Platform
 from urlhealth.prediction import champion
@@ -174,14 +172,11 @@ def test_the_challenger_scores_a_share_for_the_log_alone(
     monkeypatch.setattr(platform.shadow, "_draw", lambda: next(draws))
     assert [item(http)["model_version"] for _ in range(2)] == ["1", "1"]
     assert platform.shadow.step() == 1
-    platform.prediction_log.write()
-    assert platform._database is not None
-    with platform._database.connect() as connection:
-        rows = connection.execute(sa.select(logged.c.model_version, logged.c.request_id, logged.c.probability)).all()
-    assert sorted(row.model_version for row in rows) == ["1", "1", "2"]
-    (shadow,) = (row for row in rows if row.model_version == "2")
-    assert shadow.request_id == rows[0].request_id
-    assert shadow.probability == item(http, "2")["probability"]
+    rows = served_by(platform).to_dicts()
+    assert sorted(row["model_version"] for row in rows) == ["1", "1", "2"]
+    (shadow,) = (row for row in rows if row["model_version"] == "2")
+    assert shadow["__request_id"] == rows[0]["__request_id"]
+    assert shadow["probability"] == item(http, "2")["probability"]
     registry.alias("challenger", 6)
     with caplog.at_level(logging.ERROR):
         assert [platform.shadow.step() for _ in range(2)] == [0, 0]

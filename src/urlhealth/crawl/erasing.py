@@ -1,7 +1,6 @@
 """Erasing a URL: all that the database has of it goes at once, and what the feature stores have is noted to go."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +18,6 @@ from urlhealth.crawl.schema import (
     carried_states,
     erasures,
     monitors,
-    predictions,
     probes,
     rollups,
     spells,
@@ -32,8 +30,6 @@ from urlhealth.vocabulary import LOCAL_OWNER, Target, TaskStatus
 
 #: Probes that are deleted in one transaction.
 _CHUNK: Final = 5_000
-#: Rows of the log of predictions that are looked through at once.
-_LOG_CHUNK: Final = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,30 +107,10 @@ class Erasing(Records):
             rows = connection.execute(sa.select(erasures).order_by(erasures.c.number)).all()
         return [Erasure(number=row.number, kind=row.kind, key=row.key, until_ms=row.until_ms) for row in rows]
 
-    def finish_erasure(self, erasure: Erasure) -> int:
-        """Erase from the log of predictions, and take note that it is done; returns how many predictions went."""
-        count = 0
-        if erasure.kind == "url":
-            for numbers in self._predictions_of(erasure):
-                with writing(self._engine) as connection:
-                    count += connection.execute(sa.delete(predictions).where(predictions.c.id.in_(numbers))).rowcount
+    def finish_erasure(self, erasure: Erasure) -> None:
+        """Take note that it is done."""
         with writing(self._engine) as connection:
             connection.execute(sa.delete(erasures).where(erasures.c.number == erasure.number))
-        return count
-
-    def _predictions_of(self, erasure: Erasure) -> Iterator[list[int]]:
-        """Ids of logged predictions, found by looking through the log."""
-        with self._engine.connect() as connection:
-            last = connection.scalar(sa.select(sa.func.max(predictions.c.id))) or 0
-        for start in range(0, last + 1, _LOG_CHUNK):
-            query = sa.select(predictions.c.id).where(
-                predictions.c.id.between(start, start + _LOG_CHUNK - 1),
-                predictions.c.target == erasure.key,
-                predictions.c.ts_ms <= erasure.until_ms,
-            )
-            with self._engine.connect() as connection:
-                if found := list(connection.scalars(query)):
-                    yield found
 
 
 #: No result of a task that there is.

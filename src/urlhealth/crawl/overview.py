@@ -18,7 +18,7 @@ from urlhealth.crawl.records import (
     result_of,
     target_of,
 )
-from urlhealth.crawl.schema import current_predictions, monitors, predictions, probes, spells, targets, task_urls, tasks
+from urlhealth.crawl.schema import current_predictions, monitors, probes, spells, targets, task_urls, tasks
 from urlhealth.crawl.vault import Vault
 from urlhealth.errors import NotFound
 from urlhealth.vocabulary import (
@@ -54,16 +54,6 @@ class Counts:
     @property
     def total(self) -> int:
         return self.up + self.down + self.unknown
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PastPrediction:
-    """A forecast that was served."""
-
-    ts_ms: int
-    probability: float
-    horizon: str
-    model_version: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,19 +158,6 @@ class Overview(Records):
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(probes.c.ts_ms.desc()).limit(limit)).all()
         return [result_of(row) for row in reversed(rows)]
-
-    def past_predictions(self, key: str, *, horizon: str, limit: int, owner: str = LOCAL_OWNER) -> list[PastPrediction]:
-        """The newest forecasts of a target that were served, oldest first."""
-        table = predictions
-        query = sa.select(table.c.ts_ms, table.c.probability, table.c.horizon, table.c.model_version).where(
-            table.c.owner == owner,
-            table.c.target == key,
-            table.c.horizon == horizon,
-            table.c.probability.is_not(None),
-        )
-        with self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(table.c.ts_ms.desc()).limit(limit)).all()
-        return [PastPrediction(**row._mapping) for row in reversed(rows)]
 
     def results(
         self, task_id: str, *, outcome: str | None, limit: int, cursor: str | None = None, owner: str = LOCAL_OWNER

@@ -225,35 +225,22 @@ pipeline_positions: Final = sa.Table(
     "pipeline_positions",
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
-    #: Id of the last probe that is in the carried states.
+    #: Id of the last probe that is in the carried states; of the served log, number of the last segment in the files.
     sa.Column("probe_id", _Id, nullable=False),
 )
 
-predictions: Final = sa.Table(
-    "predictions",
+served_batches: Final = sa.Table(
+    "served_batches",
     metadata,
     _number("id"),
-    _owner(),
-    sa.Column("request_id", sa.Text, nullable=False),
-    sa.Column("ts_ms", sa.BigInteger, nullable=False),
-    sa.Column("sent_url", sa.Text, nullable=False),
-    sa.Column("target", sa.Text, nullable=False),
-    sa.Column("horizon", sa.Text, nullable=False),
-    sa.Column("probability", sa.Double),
-    sa.Column("probability_at_end", sa.Double),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("health", sa.Text, nullable=False),
-    sa.Column("age_s", sa.Double),
-    sa.Column("observed_ms", sa.BigInteger),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("model_version", sa.Text, nullable=False),
+    #: When the first and the last of its predictions were served, and how many they are.
+    sa.Column("first_ms", sa.BigInteger, nullable=False),
+    sa.Column("last_ms", sa.BigInteger, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    #: An Arrow IPC stream (`prediction/served_batch.py`).
+    sa.Column("data", sa.LargeBinary, nullable=False),
     sqlite_autoincrement=True,
 )
-# What was served in a span of time.
-sa.Index(None, predictions.c.owner, predictions.c.ts_ms)
-
-# A target's, for its page.
-sa.Index(None, predictions.c.owner, predictions.c.target, predictions.c.ts_ms)
 
 rollups: Final = sa.Table(
     "rollups",

@@ -1,49 +1,69 @@
-"""The log of what was served, read back beside what its targets have been since."""
+"""What was served and is on its way to the files, many answers in one row; and what its targets have been since.
 
-from collections.abc import Iterator, Sequence
+Any process adds batches, from any machine. The writer moves them into the offline store (`prediction/served_files.py`)
+in numbered segments, and deletes them in the transaction that publishes a segment.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import chunks, run, select, writing
+from urlhealth.crawl.database import chunks, run, snapshot, writing
 from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.records import LOOKUP_CHUNK, Records
-from urlhealth.crawl.schema import pipeline_positions, predictions, spells
+from urlhealth.crawl.schema import pipeline_positions, served_batches, spells, targets
 from urlhealth.errors import LeaseLost
-from urlhealth.vocabulary import LOCAL_OWNER
 
 Ints = npt.NDArray[np.int64]
 
-#: Predictions that are read at most; of more, every k-th.
-MOST: Final = 50_000
-
-#: Id of the last prediction that is in the files.
+#: Number of the last segment that is in the files.
 _NAME: Final = "served"
-_COPIED: Final = sa.select(pipeline_positions.c.probe_id).where(pipeline_positions.c.name == _NAME)
-
-_SAMPLE: Final = (
-    "SELECT targets.id, predictions.ts_ms, horizon, model_version, probability FROM predictions "
-    "JOIN targets ON targets.owner = predictions.owner AND targets.key = predictions.target "
-    "WHERE predictions.owner = ? AND predictions.ts_ms >= ? AND predictions.ts_ms < ? "
-    "AND probability IS NOT NULL AND predictions.id - predictions.id / ? * ? = 0"
-)
+_MOVED: Final = sa.select(pipeline_positions.c.probe_id).where(pipeline_positions.c.name == _NAME)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
-    """Logged predictions, or each `every`-th of them. Every array has the shape (n,)."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServedBatch:
+    """Predictions that were written together. `first_ms` and `last_ms`: when the first and the last were served."""
 
-    every: int
-    target_id: Ints
-    ts_ms: Ints
-    horizon: npt.NDArray[np.str_]
-    model_version: npt.NDArray[np.str_]
-    probability: npt.NDArray[np.float64]
+    first_ms: int
+    last_ms: int
+    #: How many they are.
+    rows: int
+    #: As `prediction/served_batch.py` packs them.
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaitingBatch:
+    """A batch that is not in the files yet, by its id."""
+
+    id: int
+    first_ms: int
+    last_ms: int
+    rows: int
+
+
+class Waiting:
+    """What is not in the files yet, and the last segment that is, as of one instant."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        #: Number of the last segment in the files; 0 before the first.
+        self.position: int = connection.scalar(_MOVED) or 0
+        columns = [served_batches.c[name] for name in ("id", "first_ms", "last_ms", "rows")]
+        rows = connection.execute(sa.select(*columns).order_by(served_batches.c.id))
+        #: In the order in which they came.
+        self.batches: Sequence[WaitingBatch] = [WaitingBatch(**row._mapping) for row in rows]
+
+    def data(self, batch: WaitingBatch) -> bytes:
+        """What a batch holds."""
+        query = sa.select(served_batches.c.data).where(served_batches.c.id == batch.id)
+        return bytes(self._connection.execute(query).scalar_one())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,24 +77,51 @@ class Lives:
     up: npt.NDArray[np.bool_]
 
 
-class ServedLog(Records):
-    """Reads what `CrawlStore.log_predictions` wrote."""
+class ServedBatches(Records):
+    """Batches of predictions in the database, and what the log is joined with."""
 
-    def answers(self, *, from_ms: int, to_ms: int, owner: str = LOCAL_OWNER, most: int = MOST) -> Answers:
-        """The predictions that were served in [from, to) and named a probability; a sample if they are too many."""
+    def add(self, batches: Iterable[ServedBatch]) -> None:
+        """Store batches, in one transaction; by any process."""
+        rows = [(batch.first_ms, batch.last_ms, batch.rows, batch.data) for batch in batches]
+        if rows:
+            with writing(self._engine) as connection:
+                run(connection, "INSERT INTO served_batches (first_ms, last_ms, rows, data) VALUES (?, ?, ?, ?)", rows)
+
+    @contextmanager
+    def waiting(self) -> Iterator[Waiting]:
+        """What is not in the files yet; within the block its data can be read, whoever moves it meanwhile."""
+        with snapshot(self._engine) as connection:
+            yield Waiting(connection)
+
+    @contextmanager
+    def moved(self, position: int, ids: Sequence[int], *, segment: int, lease: Lease) -> Iterator[None]:
+        """A transaction of the writer, in which these batches become the segment after `position`, and are deleted.
+
+        Raises:
+            LeaseLost: another process is the writer, or has moved some meanwhile.
+        """
+        with writing(self._engine) as connection:
+            lease.fence(connection)
+            if (connection.scalar(_MOVED) or 0) != position:
+                raise LeaseLost("another process has moved the log meanwhile: nothing was published")
+            for some in chunks(ids, LOOKUP_CHUNK):
+                connection.execute(sa.delete(served_batches).where(served_batches.c.id.in_(some)))
+            yield
+            run(
+                connection,
+                "INSERT INTO pipeline_positions (name, probe_id) VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET probe_id = excluded.probe_id",
+                [(_NAME, segment)],
+            )
+
+    def target_ids(self, keys: Sequence[str], *, owner: str) -> Mapping[str, int]:
+        """The ids of an owner's targets, of those of these keys that there are."""
+        query = sa.select(targets.c.key, targets.c.id).where(targets.c.owner == owner)
+        found: dict[str, int] = {}
         with self._engine.connect() as connection:
-            every = self._step(connection, from_ms, to_ms, owner, most)
-            rows = select(connection, _SAMPLE, (owner, from_ms, to_ms, every, every))
-        columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * 5
-        target_id, ts_ms, horizon, version, probability = columns
-        return Answers(
-            every=every,
-            target_id=np.array(target_id, np.int64),
-            ts_ms=np.array(ts_ms, np.int64),
-            horizon=np.array(horizon, np.str_),
-            model_version=np.array(version, np.str_),
-            probability=np.array(probability, np.float64),
-        )
+            for some in chunks(keys, LOOKUP_CHUNK):
+                found |= {row.key: row.id for row in connection.execute(query.where(targets.c.key.in_(some)))}
+        return found
 
     def lives(self, target_ids: Ints, *, from_ms: int) -> Lives:
         """The spells of these targets that were not over by `from_ms`."""
@@ -92,46 +139,3 @@ class ServedLog(Records):
             end_ms=end_ms[order],
             up=up[order] != 0,
         )
-
-    def not_copied(self, *, before_ms: int, most: int) -> tuple[int, Sequence[Any]]:
-        """Where the copying is, and the rows that follow, up to one that was not served before `before_ms`."""
-        with self._engine.connect() as connection:
-            position = connection.scalar(_COPIED) or 0
-            query = sa.select(predictions).where(predictions.c.id > position).order_by(predictions.c.id).limit(most)
-            rows = connection.execute(query).all()
-        column = [*predictions.c].index(predictions.c.ts_ms)
-        return position, list(takewhile(lambda row: row[column] < before_ms, rows))
-
-    @contextmanager
-    def copied(self, position: int, last_id: int, *, lease: Lease) -> Iterator[None]:
-        """A transaction of the writer, in which rows after `position` are published: up to `last_id`, at its end.
-
-        Raises:
-            LeaseLost: another process is the writer, or has copied meanwhile.
-        """
-        with writing(self._engine) as connection:
-            lease.fence(connection)
-            if (connection.scalar(_COPIED) or 0) != position:
-                raise LeaseLost("another process has copied the log meanwhile: nothing was published")
-            yield
-            run(
-                connection,
-                "INSERT INTO pipeline_positions (name, probe_id) VALUES (?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET probe_id = excluded.probe_id",
-                [(_NAME, last_id)],
-            )
-
-    @staticmethod
-    def _step(connection: sa.Connection, from_ms: int, to_ms: int, owner: str, most: int) -> int:
-        """Of how many predictions one is read. Ids grow with time: how many there are is told from the outermost."""
-        table = predictions
-        within = sa.select(table.c.id).where(table.c.owner == owner, table.c.ts_ms >= from_ms, table.c.ts_ms < to_ms)
-        first = connection.scalar(within.order_by(table.c.ts_ms, table.c.id).limit(1))
-        last = connection.scalar(within.order_by(table.c.ts_ms.desc(), table.c.id.desc()).limit(1))
-        if first is None or last is None:
-            return 1
-        every = -(-(abs(last - first) + 1) // most)
-        # An answer's predictions stand in a row, three horizons a URL: no step may fall into that rhythm.
-        while every > 1 and any(every % divisor == 0 for divisor in (2, 3, 5)):
-            every += 1
-        return int(every)

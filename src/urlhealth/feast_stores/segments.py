@@ -41,6 +41,8 @@ _MAGIC = b"PAR1"
 _DIGEST, _NO_DIGEST = b"urlhealth.digest", b"0" * 32
 #: What Thrift has between the two.
 _BETWEEN = bytes([0x18, len(_NO_DIGEST)])
+#: Rows of a row group: of a sorted file, what is read to find a few of them.
+_GROUP_ROWS = 32_768
 _STAGING = ".staged"
 _NUMBERED = re.compile(r"(\d{16})(?:-(\d{16}))?\.parquet")
 
@@ -124,6 +126,12 @@ def span_of(name: str) -> tuple[str, str] | None:
     """The first and the last of the numbered segments that a file of that name stands for; None for other files."""
     match = _NUMBERED.fullmatch(name)
     return (match[1], match[2] or match[1]) if match else None
+
+
+def newest_number(path: Path) -> int:
+    """The largest number of a segment of a dataset; 0 for none."""
+    spans = (span_of(file.name) for file in path.glob("day=*/*.parquet"))
+    return max((int(span[1]) for span in spans if span), default=0)
 
 
 def in_force(names: Iterable[str]) -> list[str]:
@@ -219,14 +227,22 @@ def write_atomically(table: Any, path: Path) -> Path:
 def write_parquet(table: Any, path: Path) -> None:
     """Write a `pyarrow.Table` to a Parquet file, with dictionaries for strings alone.
 
-    Those of numbers take twice as long, and make states no smaller.
+    Those of numbers take twice as long, and make states no smaller. What has a dictionary in the table is read back
+    without, as what it stands for.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    dictionaries = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
     strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=strings) as writer:
-        writer.write_table(table)
+    with pq.ParquetWriter(
+        path,
+        table.schema,
+        compression="zstd",
+        use_dictionary=strings + dictionaries,
+        store_schema=not dictionaries,
+    ) as writer:
+        writer.write_table(table, row_group_size=_GROUP_ROWS)
         writer.add_key_value_metadata({_DIGEST: _NO_DIGEST})
     with path.open("r+b") as handle, mmap.mmap(handle.fileno(), 0) as content:
         at = _digest_at(content)
@@ -374,6 +390,11 @@ def _digest(content: mmap.mmap, at: int) -> bytes:
         for part in (before, _NO_DIGEST, after):
             digest.update(part)
     return digest.hexdigest().encode()
+
+
+def days_before(path: Path, until_us: int) -> list[Path]:
+    """The folders of a dataset's days that were over by then (microseconds since 1970 UTC)."""
+    return [day for day in path.glob("day=*") if not _in_range(day.name, until_us, None)]
 
 
 def _in_range(folder: str, since_us: int | None, until_us: int | None) -> bool:

@@ -11,7 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from urlhealth.crawl.served import Answers, Lives, ServedLog
+from urlhealth.crawl.served import Lives
+from urlhealth.prediction.served import Answers, ServedLog
 from urlhealth.vocabulary import HORIZONS, LOCAL_OWNER
 
 Floats = npt.NDArray[np.float64]
