@@ -99,7 +99,9 @@ def test_what_cannot_be_packed_does_not_block_the_rest(store: Store, log: Predic
 
 
 def test_columns_may_be_lists_or_arrays() -> None:
-    made = forecasts_of([replace(PREDICTION, horizon=horizon, probability=0.5) for horizon in ("1h", "6h")] * 2)
+    sent = ("https://a.example", "https://b\xfccher.example")
+    said = [replace(PREDICTION, sent_url=url, horizon=h, probability=0.5) for url in sent for h in ("1h", "6h")]
+    made = forecasts_of(said)
     ages = [None, 2.0], np.array([np.nan, 2.0])
     tables = [
         unpack(pack([Served(request_id="a", owner="local", ts_ms=7, forecasts=replace(made, age_s=age))]).data)
@@ -107,4 +109,5 @@ def test_columns_may_be_lists_or_arrays() -> None:
     ]
     assert tables[0].to_pylist() == tables[1].to_pylist()
     assert tables[0]["age_s"].to_pylist() == [None, None, 2.0, 2.0]
+    assert tables[0]["sent_url"].to_pylist() == [url for url in sent for _ in range(2)]
     assert tables[0]["horizon"].to_pylist() == ["1h", "6h"] * 2

@@ -35,7 +35,7 @@ class ServedBatch:
     #: How many they are.
     rows: int
     #: As `prediction/served_batch.py` packs them.
-    data: bytes
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

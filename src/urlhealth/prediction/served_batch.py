@@ -46,10 +46,10 @@ def pack(answers: Sequence[Served]) -> ServedBatch:
     assert writer is not None
     writer.close()
     times_ms = [answer.ts_ms for answer in answers]
-    return ServedBatch(first_ms=min(times_ms), last_ms=max(times_ms), rows=rows, data=sink.getvalue().to_pybytes())
+    return ServedBatch(first_ms=min(times_ms), last_ms=max(times_ms), rows=rows, data=memoryview(sink.getvalue()))
 
 
-def unpack(data: bytes) -> "pa.Table":
+def unpack(data: bytes | memoryview) -> "pa.Table":
     """The predictions of a batch, a row each."""
     import pyarrow as pa
 
@@ -94,17 +94,26 @@ def _table(answers: Sequence[Served]) -> "pa.Table":
     ts_ms = np.array([answer.ts_ms for answer in answers], np.int64)[of_answer]
     probabilities = np.concatenate([each.probabilities for each in forecasts])
 
-    def by_url(name: str, kind: Any) -> Any:
-        column = pa.array(_joined(forecasts, name), kind, from_pandas=True)  # NaN is null
+    def by_url(column: Any) -> Any:
         return column if len(horizons) == 1 else column.take(pa.array(of_url))
+
+    def numbers(name: str, kind: Any) -> Any:
+        return by_url(pa.array(_joined(forecasts, name), kind, from_pandas=True))  # NaN is null
+
+    def texts(name: str) -> Any:
+        return by_url(_strings([*chain.from_iterable(getattr(each, name) for each in forecasts)]))
 
     def by_answer(values: Sequence[str]) -> Any:
         return pa.array(values, pa.string()).dictionary_encode().take(pa.array(of_answer))
 
     def words(name: str, known: "Sequence[str]") -> Any:
-        codes = map({word: i for i, word in enumerate(known)}.__getitem__, _joined(forecasts, name))
-        indices = np.fromiter(codes, np.int32, int(urls.sum()))[of_url]
-        return pa.DictionaryArray.from_arrays(indices, pa.array(list(known), pa.string()))
+        column = [*chain.from_iterable(getattr(each, name) for each in forecasts)]
+        if column and column.count(column[0]) == len(column):  # as it is most often, and found in no time
+            codes = np.full(len(column), known.index(column[0]), np.int32)
+        else:
+            code = {word: i for i, word in enumerate(known)}
+            codes = np.fromiter(map(code.__getitem__, column), np.int32, len(column))
+        return by_url(pa.DictionaryArray.from_arrays(codes, pa.array(list(known), pa.string())))
 
     def by_horizon(kind: str) -> Any:
         columns = [PROBABILITIES.index(f"{kind}_{horizon}") for horizon in horizons]
@@ -112,9 +121,9 @@ def _table(answers: Sequence[Served]) -> "pa.Table":
 
     return pa.table(
         {
-            KEY: by_url("targets", pa.string()),
+            KEY: texts("targets"),
             "owner": by_answer([answer.owner for answer in answers]),
-            "sent_url": by_url("sent_urls", pa.string()),
+            "sent_url": texts("sent_urls"),
             "horizon": pa.array(horizons, pa.string())
             .dictionary_encode()
             .take(pa.array(np.tile(np.arange(len(horizons)), int(urls.sum())))),
@@ -122,15 +131,27 @@ def _table(answers: Sequence[Served]) -> "pa.Table":
             "probability_at_end": by_horizon("failing"),
             "status": words("status", tuple(Freshness)),
             "health": words("health", tuple(Health)),
-            "age_s": by_url("age_s", pa.float64()),
+            "age_s": numbers("age_s", pa.float64()),
             "model": by_answer([each.model for each in forecasts]),
             "model_version": by_answer([each.model_version for each in forecasts]),
-            "observed_at": by_url("observed_ms", pa.timestamp("ms", "UTC")).cast(instant()),
+            "observed_at": numbers("observed_ms", pa.timestamp("ms", "UTC")).cast(instant()),
             TIMESTAMP: pa.array(ts_ms * 1000, instant()),
             DATE: pa.array((ts_ms // DAY_MS).astype(np.int32)).cast(pa.date32()),
             REQUEST_ID: by_answer([answer.request_id for answer in answers]),
         }
     )
+
+
+def _strings(texts: Sequence[str]) -> "pa.Array":
+    """Texts as Arrow has them. URLs are ASCII, nearly always: then those of Arrow are theirs, one after the other."""
+    import pyarrow as pa
+
+    ends = np.zeros(len(texts) + 1, np.int32)
+    np.cumsum(np.fromiter(map(len, texts), np.int32, len(texts)), out=ends[1:])
+    data = "".join(texts)
+    if not data.isascii():
+        return pa.array(texts, pa.string())
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(data.encode("ascii")))
 
 
 def _joined(forecasts: Sequence[Forecasts], name: str) -> "list[Any] | npt.NDArray[Any]":
