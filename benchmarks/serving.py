@@ -9,6 +9,7 @@ for now, and gives six probabilities; the chain's figures are the same then.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -97,17 +98,23 @@ class Bench:
             )
 
     def log_on_and_off(self) -> None:
-        """The same server with and without its log, in turn."""
+        """The same server with and without its log, in turn; each on its own data, so that it does all other work."""
+        home = shutil.copytree(self._home, self._folder / "home-off")
         ports = {"on": free_port(), "off": free_port()}
         unlogged = (sys.executable, str(PEERS / "unlogged.py"), str(ports["off"]))
-        with self._serve(ports["on"]), self._program(unlogged, ports["off"], "/health/ready"):
+        unlogged_server = self._program(unlogged, ports["off"], "/health/ready", URLHEALTH_HOME=str(home))
+        with self._serve(ports["on"]) as on_server, unlogged_server as off_server:
+            pids = {"on": on_server.pid, "off": off_server.pid}
             for urls in (1, 100):
-                rates: dict[str, list[float]] = {"on": [], "off": []}
+                loads: dict[str, list[Load]] = {"on": [], "off": []}
                 for _ in range(3):
                     for kind, port in ports.items():
-                        rates[kind].append(load(self._by_url(port, urls), seconds=self._seconds).per_second)
-                on, off = (float(np.median(rates[kind])) for kind in ("on", "off"))
+                        measured = load(self._by_url(port, urls), seconds=self._seconds, pids=[pids[kind]])
+                        loads[kind].append(measured)
+                on, off = (float(np.median([each.per_second for each in loads[kind]])) for kind in ("on", "off"))
                 print(f"log on, {urls} URLs: {on:.0f} requests/s, off {off:.0f}: {100 * (1 - on / off):+.1f} % fewer")
+                on, off = (float(np.median([each.cpu_ms for each in loads[kind]])) for kind in ("on", "off"))
+                print(f"  CPU of a request {on:.2f} ms, off {off:.2f}: {100 * (on / off - 1):+.1f} %")
 
     def swap_and_shadow(self) -> None:
         """A promotion, and a challenger beside the champion, under load at half the rate."""
