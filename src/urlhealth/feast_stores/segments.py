@@ -227,8 +227,8 @@ def write_atomically(table: Any, path: Path) -> Path:
 def write_parquet(table: Any, path: Path) -> None:
     """Write a `pyarrow.Table` to a Parquet file, with dictionaries for strings alone.
 
-    Those of numbers take twice as long, and make states no smaller. What has a dictionary in the table is read back
-    without, as what it stands for.
+    Those of numbers take twice as long, and make states no smaller. If columns of the table have dictionaries, only
+    they do in the file, and are read back without, as what they stand for.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -239,7 +239,7 @@ def write_parquet(table: Any, path: Path) -> None:
         path,
         table.schema,
         compression="zstd",
-        use_dictionary=strings + dictionaries,
+        use_dictionary=dictionaries or strings,
         store_schema=not dictionaries,
     ) as writer:
         writer.write_table(table, row_group_size=_GROUP_ROWS)
