@@ -29,7 +29,7 @@ T = TypeVar("T")
 MOST: Final = 50_000
 #: Files that are opened, and predictions that are read to choose those from; of more, some are drawn.
 FILES: Final = 500
-READ: Final = 2_000_000
+READ: Final = 1_000_000
 #: Files that are opened, and predictions that are read, in search of a target's.
 PAST_FILES: Final = 500
 PAST_READ: Final = 500_000
