@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import crawl, feast, features, history, monitors, polling, probing, scale, service, serving
+from benchmarks import crawl, feast, features, history, monitors, polling, probing, scale, served, service, serving
 
 BENCHMARKS = {
     "feast": feast.main,
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "monitors": monitors.main,
     "history": history.main,
     "polling": polling.main,
+    "served": served.main,
     "serving": serving.main,
 }
 
