@@ -103,7 +103,7 @@ def stage_merged(files: Sequence[Path], *, sort_by: Sequence[str]) -> Staged:
     import pyarrow.parquet as pq
 
     spans = [span for file in files if (span := span_of(file.name))]
-    _require_sound(files)
+    require_sound(files)
 
     def rows(file: Path) -> Any:
         with pq.ParquetFile(file) as parquet:
@@ -288,7 +288,7 @@ def erase(folder: Path, entity: Mapping[str, str], *, timestamp_column: str, unt
     ((column, key),) = entity.items()
     count, kept = 0, set(files(folder))
     every = sorted(folder.glob("day=*/*.parquet"))
-    _require_sound(every)
+    require_sound(every)
     for file in every:
         with _writing(file.stem, folder):
             found = pc.equal(pq.read_table(file, columns=[column])[column], key)
@@ -317,11 +317,12 @@ def in_microseconds(table: Any) -> Any:
     return table.cast(pa.schema(fields), safe=False).replace_schema_metadata(None)
 
 
-def files(path: Path, *, since_us: int | None = None, until_us: int | None = None) -> list[Path]:
+def files(path: Path, *, since_us: int | None = None, until_us: int | None = None, check: bool = True) -> list[Path]:
     """The Parquet files of a dataset (or `path` itself, if it is a file), sorted by name.
 
     Hidden files, which are those being written, are left out; so are those that a merged file stands for, and folders
-    of days wholly outside `[since_us, until_us]` (microseconds since 1970 UTC).
+    of days wholly outside `[since_us, until_us]` (microseconds since 1970 UTC). Without `check`, who opens one has to
+    :func:`require_sound` it.
 
     Raises:
         StoreUnavailable: a file was changed, or is cut short; names it.
@@ -345,11 +346,13 @@ def files(path: Path, *, since_us: int | None = None, until_us: int | None = Non
                 elif entry.name.endswith(".parquet"):
                     names.append(entry.name)
             found += [folder / name for name in in_force(names)]
-    _require_sound(found)
+    if check:
+        require_sound(found)
     return sorted(found)
 
 
-def _require_sound(found: Iterable[Path]) -> None:
+def require_sound(found: Iterable[Path]) -> None:
+    """Read files, unless this process has before; raises `StoreUnavailable` as :func:`files` does."""
     faults = [(file, fault) for file in found if (fault := fault_of(file))]
     if faults:
         raise StoreUnavailable(

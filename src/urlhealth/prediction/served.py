@@ -169,7 +169,7 @@ class ServedLog:
             _Moved: one holds some of what was waiting.
         """
         found = []
-        for file in segments.files(path, **span_us):
+        for file in segments.files(path, **span_us, check=False):
             first, last = segments.span_of(file.name) or ("0", "0")
             if int(first) <= waiting.position < int(last):
                 raise _Moved
@@ -201,6 +201,7 @@ def _in_file(file: Path, wanted: Any) -> list[_Part]:
     import pyarrow.dataset as ds
     import pyarrow.fs as fs
 
+    segments.require_sound([file])
     fragment = ds.ParquetFileFormat().make_fragment(str(file), filesystem=fs.LocalFileSystem())
 
     def read(group: int) -> "pa.Table":
