@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -100,19 +101,50 @@ def rebuild(urls: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory(dir=BENCH) as home:
         store = Store(Path(home))
         store.fill(urls, rounds)
-        store.pipeline.request_rebuild()
-        before = cpu_s()
-        started_s = time.perf_counter()
+        print(rebuilt(store, Path(home)), flush=True)
+
+
+def rebuilt(store: Store, home: Path) -> str:
+    """What a rebuild of all that is stored took."""
+    store.pipeline.request_rebuild()
+    before = cpu_s()
+    started_s = time.perf_counter()
+    with memory() as peaks_mb:
         count = store.pipeline.step()
-        took_s, used_s = time.perf_counter() - started_s, cpu_s() - before
-        size_mb = sum(file.stat().st_size for file in Path(home).rglob("*.parquet")) / 1e6
-        child_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        print(
-            f"rebuild: {count:,} probes of {urls:,} URLs in {took_s:.1f} s: {count / took_s:,.0f} probes/s, "
-            f"{1e6 * used_s / count:.1f} us of CPU a probe, {peak_mb():,.0f} MB in the writer and at most "
-            f"{child_mb:,.0f} MB in each process, {size_mb:,.0f} MB of Parquet",
-            flush=True,
-        )
+    took_s, used_s = time.perf_counter() - started_s, cpu_s() - before
+    size_mb = sum(file.stat().st_size for file in home.rglob("*.parquet")) / 1e6
+    child_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return (
+        f"rebuild: {count:,} probes in {took_s:.1f} s: {count / took_s:,.0f} probes/s, "
+        f"{1e6 * used_s / count:.1f} us of CPU a probe, at most {peaks_mb[0]:,.0f} MB in all processes together, "
+        f"{peak_mb():,.0f} MB in the writer and {child_mb:,.0f} MB in each other, {size_mb:,.0f} MB of Parquet"
+    )
+
+
+@contextmanager
+def memory() -> Iterator[list[float]]:
+    """The most memory, in MB, that this process and its children took together meanwhile; shared pages count once."""
+    peaks_mb, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.2):
+            mb = 0.0
+            children = [
+                pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
+            ]
+            for process in ("self", *children):
+                with suppress(OSError):
+                    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+                    mb += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+            peaks_mb[0] = max(peaks_mb[0], mb)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peaks_mb
+    finally:
+        stop.set()
+        watcher.join()
 
 
 def live(urls: int, rounds: int, seconds: int, rate: int) -> None:

@@ -20,7 +20,7 @@ from urlhealth.feast_stores.paths import OFFLINE_FOLDER
 from urlhealth.feast_stores.segments import write_atomically
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.features import vector
-from urlhealth.features.advance import advance
+from urlhealth.features.advance import CarriedStates
 from urlhealth.features.catalog import STATE_VIEWS, URL_STATE, VECTOR
 from urlhealth.features.columns import StateRows, States
 from urlhealth.features.verdicts import Verdicts
@@ -134,13 +134,10 @@ def _write_states(settings: Settings, history: Verdicts, wanted: Sequence[Wanted
 
     One file a view and batch: a day's folder of its own for each day, as the pipeline makes it, is slow for years.
     """
-    carried: dict[str, dict[str, bytes]] = {"url": {}, "host": {}, "group": {}}
+    carried = CarriedStates({}, known_for_s=settings.known_for_s, late_s=settings.late_s)
     for start in range(0, len(history), VERDICTS):
-        batch = history.take(slice(start, start + VERDICTS))
-        advanced = advance(carried, batch, known_for_s=settings.known_for_s, late_s=settings.late_s)
-        for kind, states in advanced.carried.items():
-            carried[kind] |= states
-        for rows, instants in zip(advanced.rows, wanted, strict=True):
+        advanced, _ = carried.advance(history.take(slice(start, start + VERDICTS)))
+        for rows, instants in zip(advanced, wanted, strict=True):
             found = instants.found(rows)
             if not found.any():
                 continue

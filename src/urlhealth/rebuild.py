@@ -5,26 +5,27 @@ of its part by time, folds them batch by batch, and writes the states into the d
 stores in use. What is carried of the part goes back to the writer.
 """
 
-import multiprocessing
+import gc
 import os
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Final
 
+from urlhealth.children import Child
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.history import PartTarget
 from urlhealth.crawl.store import CrawlStore
-from urlhealth.feast_stores.stores import FeatureStores, give_way
-from urlhealth.features.advance import advance
+from urlhealth.feast_stores.stores import FeatureStores
+from urlhealth.features.advance import CarriedStates
 from urlhealth.settings import Settings, quiet_third_parties
 
 #: Targets that make a part, unless more belong together: what is carried of one takes 5 kB and more.
 TARGETS: Final = 2_000
 #: Verdicts folded at once: 2 kB each while they are.
-BATCH: Final = 20_000
+BATCH: Final = 30_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,36 +60,49 @@ class Rebuild:
                 yield self.fold(number, part, probes, FeatureStores(self.settings))
             return
         processes = len(os.sched_getaffinity(0))
-        pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=give_way)
+        children = [Child() for _ in range(processes)]
+        idle = deque(children)  # as many as there are threads: one that has work finds one
         waiting: deque[Future[Folded]] = deque()
+
+        def folded(number: int, part: list[PartTarget]) -> Folded:
+            child = idle.pop()
+            try:
+                return child.call(_folded, self, number, part)
+            finally:
+                idle.append(child)
+
+        threads = ThreadPoolExecutor(processes)
         try:
             for number, part in chain(first, parts):
-                waiting.append(pool.submit(_folded, self, number, part))
+                waiting.append(threads.submit(folded, number, part))
                 if len(waiting) > 2 * processes:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
+            for child in children:
+                child.close()
+            threads.shutdown()
 
     def fold(self, number: int, part: Sequence[PartTarget], probes: CrawlStore, features: FeatureStores) -> Folded:
         """Fold a part, its segments named by its number."""
         draft = features.draft_named(self.draft)
-        carried: dict[str, dict[str, bytes]] = {"url": {}, "host": {}, "group": {}}
+        carried = CarriedStates({}, known_for_s=self.known_for_s, late_s=self.late_s)
         count = 0
         for batch, verdicts in enumerate(probes.verdicts_of(part, until=self.until, limit=BATCH)):
-            advanced = advance(carried, verdicts, known_for_s=self.known_for_s, late_s=self.late_s)
-            for rows in advanced.rows:
+            advanced, _ = carried.advance(verdicts)
+            for rows in advanced:
                 draft.write(rows, segment=f"rebuilt-{number:08d}-{batch:08d}", created_ms=self.created_ms)
-            for kind, states in advanced.carried.items():
-                carried[kind].update(states)
             count += len(verdicts)
-        draft.flush()
-        return Folded(verdicts=count, carried=carried)
+        for rows in carried.newest():
+            draft.write_newest(rows, created_ms=self.created_ms)
+        return Folded(verdicts=count, carried=carried.packed())
 
 
 def _folded(rebuild: Rebuild, number: int, part: list[PartTarget]) -> Folded:
     """In a child."""
+    gc.set_threshold(100_000)  # by default the thousands of rows at a time start it over and over
     quiet_third_parties()
     engine = open_database(rebuild.database_url)
     try:

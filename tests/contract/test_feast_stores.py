@@ -285,10 +285,10 @@ def test_an_online_file_that_is_none_is_named_and_made_anew(tmp_path: Path, dama
     with pytest.raises(StoreUnavailable, match=message):
         again.check()
     with pytest.raises(StoreUnavailable, match=message), again.draft() as draft:
-        draft.write(batch, segment="1", created_ms=T0_MS)
+        draft.write_newest(batch, created_ms=T0_MS)
     file.rename(file.with_name("moved away"))
     with again.draft() as draft:
-        draft.write(batch, segment="1", created_ms=T0_MS)
+        draft.write_newest(batch, created_ms=T0_MS)
         draft.publish()
     assert again.read(URL_STATE, ["k3"]).states[0].tobytes() == batch.states[3].tobytes()
     again.check()

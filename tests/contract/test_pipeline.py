@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -264,6 +265,20 @@ def test_a_rebuild_part_by_part_is_the_same(
     assert rebuilt[1] == live[1]
     assert [len(of_kind) for of_kind in rebuilt[2]] == [5, 4, 4]
     assert writer.pipeline.is_current()
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+def test_verdicts_of_a_part_come_once_and_by_time(limit: int, probes: CrawlStore) -> None:
+    """Imported backwards, with a gap of a month; five are of one millisecond."""
+    for minutes in ([50_003, 50_002], [50_001, 3], [1, 0, 2]):
+        probe(probes, *minutes)
+    [part] = probes.parts(targets_a_part=100)
+    *ids, newest = probes.verdicts_after(0, limit=1000).probe_id.tolist()
+    batches = [*probes.verdicts_of(part, until=newest - 1, limit=limit)]
+    assert sorted(id_ for batch in batches for id_ in batch.probe_id.tolist()) == ids
+    spans = [(batch.ts_ms.min(), batch.ts_ms.max()) for batch in batches]
+    assert all(before[1] < after[0] for before, after in pairwise(spans))
+    assert all(len(batch) <= max(limit, len(TARGETS)) for batch in batches)
 
 
 def test_a_step_under_way_when_a_rebuild_is_asked_for_is_refused(

@@ -1,11 +1,16 @@
 """Features brought up to date and made anew, by this process and by another one that is the writer."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serving.metrics import Metrics
+from tests.support import wait_until
+from urlhealth.children import Child
 from urlhealth.feast_stores.packed import TIMES, Layout
 from urlhealth.feast_stores.rows import string_keys
 from urlhealth.features.catalog import URL_STATE
@@ -45,6 +50,60 @@ def test_a_rebuild_is_made_by_the_running_writer(platform: Platform, tmp_path: P
         assert server.lease.held
         platform.build_features(rebuild=True)
         assert (checks(platform), server.lease.held) == (6, True)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+from urlhealth.platform import Platform
+from urlhealth.settings import Settings
+from urlhealth.vocabulary import Outcome, ProbeResult, Target
+
+print("begins")
+with Platform(Settings(home=Path(sys.argv[1]))) as platform:
+    targets = [Target(url=f"https://h{i}.example/", host=f"h{i}.example", group=f"{i}") for i in range(2_500)]
+    platform.crawl.import_probes(
+        (target, ProbeResult(target=target.key, ts_ms=1_700_000_000_000, outcome=Outcome.OK)) for target in targets
+    )
+    platform.build_features(rebuild=True)
+    print(platform.pipeline_lag(), sum(view.entities for view in platform.features.consistency() if view.ok))
+"""
+
+
+def test_a_script_may_rebuild_in_processes_without_a_guard_of_main(tmp_path: Path) -> None:
+    """2,500 targets are two parts; the processes that fold them never run the script."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run([sys.executable, script, tmp_path / "home"], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.splitlines(), done.returncode) == (["begins", "0 7500"], 0), done.stderr
+
+
+def test_a_child_answers_raises_and_ends() -> None:
+    with Child() as child:
+        assert child.call(int, "1") == 1
+        with pytest.raises(ValueError, match="invalid literal"):
+            child.call(int, "one")
+        assert child.call(int, "2") == 2
+        with pytest.raises(RuntimeError, match="_exit has ended"):
+            child.call(os._exit, 1)
+        with pytest.raises(RuntimeError, match="int has ended"):
+            child.call(int, "3")
+
+
+def test_a_child_does_not_outlive_its_parent() -> None:
+    """Not even while it works: here it sleeps."""
+    code = (
+        "import os, time; from urlhealth.children import Child; child = Child(); "
+        "print(child.call(os.getpid), flush=True); child.call(time.sleep, 600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), timeout_s=20, what="the end of the child")
 
 
 def test_a_check_finds_what_differs_between_online_and_offline(platform: Platform) -> None:

@@ -12,7 +12,7 @@ from tests.unit import features_reference
 from tests.unit.strategies import LATE_S, START_MS, TARGETS, Probe, arrivals, batches, histories, verdicts
 from urlhealth.errors import StateMismatch
 from urlhealth.features import vector
-from urlhealth.features.advance import RECENT_VERDICTS, Advanced, advance
+from urlhealth.features.advance import RECENT_VERDICTS, Advanced, CarriedStates, advance
 from urlhealth.features.catalog import GROUP_STATE, HOST_STATE, STATE_VIEWS, URL_STATE, VECTOR, describe
 from urlhealth.features.columns import StateView, names
 from urlhealth.features.decay import DAY_MS, HALF_LIVES_H, HOUR_MS, decay
@@ -91,6 +91,31 @@ def test_live_equals_rebuilt_whatever_comes_late_or_twice(data: st.DataObject, p
     rebuilt, _ = run([probes] if probes else [])
     assert_same(live, rebuilt)
     assert sum(step.late for step in steps) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data(), probes=histories())
+def test_states_kept_from_batch_to_batch_equal_those_carried_as_bytes(data: st.DataObject, probes: list[Probe]) -> None:
+    """As a rebuild folds, and as live micro-batches do: row by row, bit for bit."""
+    parts = data.draw(arrivals(probes))
+    table, steps = run(parts)
+    kept = CarriedStates({}, known_for_s=KNOWN_FOR_S, late_s=LATE_S)
+    carried: dict[str, dict[str, bytes]] = {"url": {}, "host": {}, "group": {}}
+    for part, step in zip(parts, steps, strict=True):
+        rows, late = kept.advance(verdicts(part))
+        assert late == step.late
+        for one, other in zip(rows, step.rows, strict=True):
+            assert (one.keys.tolist(), one.ts_ms.tolist()) == (other.keys.tolist(), other.ts_ms.tolist())
+            assert one.states.tobytes() == other.states.tobytes()
+        for kind, states in step.carried.items():
+            carried[kind] |= states
+    assert kept.packed() == carried
+    for newest in kept.newest():
+        assert set(newest.keys) == {key for view, key in table if view == newest.view.name}
+        for key, ts_ms, state in zip(newest.keys, newest.ts_ms, newest.states, strict=True):
+            rows_of_key = table[newest.view.name, key]
+            assert ts_ms == max(rows_of_key)
+            assert state.tobytes() == rows_of_key[ts_ms].tobytes()
 
 
 @settings(deadline=None, max_examples=20)

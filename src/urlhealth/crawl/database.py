@@ -13,7 +13,7 @@ SQLite is used by several processes at once, so:
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -137,6 +137,24 @@ def select(connection: sa.Connection, statement: str, values: tuple[Any, ...]) -
     if connection.dialect.name != "sqlite":
         statement = statement.replace("?", "%s")
     return connection.exec_driver_sql(statement, values).all()
+
+
+def stream(
+    connection: sa.Connection, statement: str, values: Mapping[str, Any], rows: int
+) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """The rows of a statement with `:name` for each value, so many at a time; likewise by hand: tuples of the driver.
+
+    Raises:
+        StoreUnavailable: the database failed.
+    """
+    found = connection.execute(sa.text(statement), values)
+    try:
+        while some := found.cursor.fetchmany(rows):
+            yield some
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise StoreUnavailable(_explained(error, connection.engine.url.render_as_string(hide_password=True))) from error
+    finally:
+        found.close()
 
 
 def copy(connection: sa.Connection, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> int:

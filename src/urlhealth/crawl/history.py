@@ -3,13 +3,13 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
-from urlhealth.crawl.database import chunks, order_probe_ids, select, snapshot, writing
+from urlhealth.crawl.database import chunks, order_probe_ids, select, snapshot, stream, writing
 from urlhealth.crawl.records import (
     LOOKUP_CHUNK,
     TARGET_COLUMNS,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 IMPORT_CHUNK: Final = 20_000
 #: Pause after each, in which others can write: the lease is renewed and results are filed during a long import.
 _PAUSE_S: Final = 0.01
+#: Rows that are tuples at a time, before they are columns: of more, the processor's caches hold less and less.
+_FETCHED: Final = 2_000
 
 _CODES: Final = {outcome.value: outcome.code for outcome in Outcome}
 
@@ -142,31 +144,41 @@ class History(Records):
             return connection.scalar(sa.select(sa.func.max(probes.c.id))) or 0
 
     def verdicts_of(self, part: Sequence[PartTarget], *, until: int, limit: int) -> Iterator["Verdicts"]:
-        """All verdicts of these targets that feed features, up to the probe with the id `until`, by time.
+        """All verdicts of these targets that feed features, up to the probe with the id `until`.
+
+        In batches by time, each later than the one before; not sorted within. So nothing has to sort a whole history.
 
         Args:
             part: sorted by id.
-            limit: verdicts at once.
+            limit: verdicts at once; more only if that many are of one millisecond.
         """
         import numpy as np
 
+        from urlhealth.features.verdicts import Verdicts
+
         ids = np.array([target.id for target in part], np.int64)
         keys, hosts, groups = (_strings(names) for names in list(zip(*part, strict=True))[1:])
-        columns = ", ".join(_not_null(name) for name in _NUMBERS)
         with self._engine.connect() as connection:
             # The ids as one parameter: there may be more than a list takes.
             embedded = connection.dialect.name == "sqlite"
-            mine = "IN (SELECT value FROM json_each(:ids))" if embedded else "= ANY(:ids)"
-            query = sa.text(
-                f"SELECT id, target_id, outcome, {columns} FROM probes WHERE feeds_features AND id <= :until "
-                f"AND target_id {mine} ORDER BY ts_ms, id"
+            mine = (
+                f"FROM probes WHERE target_id {'IN (SELECT value FROM json_each(:ids))' if embedded else '= ANY(:ids)'}"
             )
-            values = {"ids": json.dumps(ids.tolist()) if embedded else ids.tolist(), "until": until}
-            found = connection.execution_options(yield_per=limit).execute(query, values)
-            for rows in found.partitions(limit):
-                probe_ids, target_ids, outcomes, *numbers = zip(*rows, strict=True)
-                at = np.searchsorted(ids, np.array(target_ids, np.int64))
-                yield _verdicts_of(probe_ids, outcomes, numbers, target=keys[at], host=hosts[at], group=groups[at])
+            values: dict[str, Any] = {"ids": json.dumps(ids.tolist()) if embedded else ids.tolist(), "until": until}
+            query = (
+                f"SELECT id, target_id, outcome, {', '.join(map(_not_null, _NUMBERS))} {mine} "
+                "AND ts_ms >= :since_ms AND ts_ms < :until_ms AND feeds_features AND id <= :until"
+            )
+            for since_ms, until_ms in _spans(connection, mine, values, limit):
+                some = []
+                span = {**values, "since_ms": since_ms, "until_ms": until_ms}
+                for rows in stream(connection, query, span, _FETCHED):
+                    probe_ids, target_ids, outcomes, *numbers = zip(*rows, strict=True)
+                    at = np.searchsorted(ids, np.array(target_ids, np.int64))
+                    names = {"target": keys[at], "host": hosts[at], "group": groups[at]}
+                    some.append(_verdicts_of(probe_ids, outcomes, numbers, **names))
+                if some:
+                    yield Verdicts.concatenate(some)
 
     def count_verdicts_after(self, probe_id: int) -> int:
         """How many verdicts :meth:`verdicts_after` would give in all."""
@@ -279,6 +291,35 @@ def _parts(connection: sa.Connection, targets_a_part: int) -> Iterator[list[str]
         parts[-1] += groups
         size += sum(sizes[group] for group in groups)
     yield from parts if len(parts) > 1 else [[]]
+
+
+def _spans(
+    connection: sa.Connection, mine: str, values: Mapping[str, Any], probes_a_span: int
+) -> Iterator[tuple[int, int]]:
+    """Spans of time that follow each other, from the first to the last of some probes: [since_ms, until_ms).
+
+    None has more than so many of them, unless it is a millisecond long. Counted in an index.
+
+    Args:
+        mine: from `FROM` on, which probes, with `values`.
+    """
+    first_ms, last_ms, count = connection.execute(
+        sa.text(f"SELECT min(ts_ms), max(ts_ms), count(*) {mine}"), values
+    ).one()
+    if not count:
+        return
+    counted = sa.text(f"SELECT count(*) {mine} AND ts_ms >= :since_ms AND ts_ms < :until_ms")
+    since_ms, span_ms = first_ms, (last_ms - first_ms) * probes_a_span * 3 // (count * 4) + 1
+    while since_ms <= last_ms:
+        span = {"since_ms": since_ms, "until_ms": since_ms + span_ms}
+        count = connection.scalar(counted, {**values, **span})
+        if count > probes_a_span and span_ms > 1:
+            span_ms //= 2
+            continue
+        yield since_ms, since_ms + span_ms
+        since_ms += span_ms
+        if count <= probes_a_span // 2:
+            span_ms *= 2
 
 
 def _verdicts_of(

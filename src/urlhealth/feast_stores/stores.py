@@ -3,15 +3,10 @@
 import copy
 import hashlib
 import importlib.util
-import multiprocessing
-import multiprocessing.connection
-import os
 import shutil
-import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from urlhealth.children import Child
 from urlhealth.errors import ConfigurationError, StoreUnavailable
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.compaction import Compactor
 from urlhealth.feast_stores.consistency import Consistency, compare
-from urlhealth.feast_stores.packed import TIMES, Layout
+from urlhealth.feast_stores.packed import Layout
 from urlhealth.feast_stores.paths import OFFLINE_FOLDER, ONLINE_FILE, REGISTRY_FILE, online_rows, store_path
 from urlhealth.feast_stores.rows import OnlineRows, Row, string_keys, table_name
 from urlhealth.features.catalog import STATE_VIEWS, URL_STATE
@@ -283,8 +279,8 @@ class FeatureStores:
         """The same in a process of its own: importing Feast would take 140 MB of a server, and stall it for seconds."""
         if self._is_applied():
             return False
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=give_way) as process:
-            return process.submit(_applied, self._settings).result()
+        with Child() as child:
+            return child.call(_applied, self._settings)
 
     def _is_applied(self) -> bool:
         registry = self._registry_file
@@ -387,33 +383,25 @@ class Draft:
         self._online = online
         self._tables = tables
         self._drafts = {view: f"{name}.{table}" for view, table in tables.items()}
-        self._newest: dict[StateView, dict[bytes, bytes]] = {}
 
     def write(self, rows: StateRows, *, segment: str, created_ms: int) -> None:
-        """Add states offline, and those that are the newest of their entities online at :meth:`flush`.
-
-        Raises:
-            StoreUnavailable: a store cannot be written.
-        """
-        if len(rows):
-            view = rows.view
-            segments.append(
-                self._folder / view.name, _arrow(rows, created_ms), timestamp_column=_EVENT, segment=segment
-            )
-            newest = self._newest.setdefault(view, {})
-            for key, row in _packed(rows, created_ms):
-                if (before := newest.get(key)) is None or TIMES.unpack_from(before) <= TIMES.unpack_from(row):
-                    newest[key] = row
-
-    def flush(self) -> None:
-        """Write online what was held back since the last time.
+        """Add states offline.
 
         Raises:
             StoreUnavailable: the store cannot be written.
         """
-        for view, newest in self._newest.items():
-            self._online.write(self._drafts[view], _layout(view), newest.items())
-        self._newest = {}
+        if len(rows):
+            folder, table = self._folder / rows.view.name, _arrow(rows, created_ms)
+            segments.append(folder, table, timestamp_column=_EVENT, segment=segment, bulk=True)
+
+    def write_newest(self, rows: StateRows, *, created_ms: int) -> None:
+        """Add states online: of each entity the newest one of those that are written offline.
+
+        Raises:
+            StoreUnavailable: the store cannot be written.
+        """
+        if len(rows):
+            self._online.write(self._drafts[rows.view], _layout(rows.view), _packed(rows, created_ms))
 
     def publish(self) -> None:
         """Delete all states in use, and let those of the draft take their place.
@@ -421,7 +409,6 @@ class Draft:
         Raises:
             StoreUnavailable: a store cannot be written.
         """
-        self.flush()
         try:
             for view in self._tables:
                 segments.replace(self._offline / view.name, self._folder / view.name)
@@ -482,20 +469,6 @@ def _newest(keys: npt.NDArray[Any], event_us: npt.NDArray[np.int64]) -> npt.NDAr
     order = np.argsort(event_us, kind="stable")
     last = dict(zip(keys[order].tolist(), order.tolist(), strict=True))
     return np.fromiter(last.values(), np.intp, len(last))
-
-
-def give_way() -> None:
-    """In a child: a Ctrl-C is the parent's to answer, probes and requests come first, and none outlives its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(5)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_it() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _applied(settings: Settings) -> bool:

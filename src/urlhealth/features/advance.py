@@ -7,15 +7,15 @@ transitions for verdicts.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from urlhealth.errors import StateMismatch
-from urlhealth.features.columns import StateRows, States, StateView, whole_records
+from urlhealth.features.columns import StateRows, States, StateView, joined, put, taken
 from urlhealth.features.decay import Array
 from urlhealth.features.fold import fold
 from urlhealth.features.pools import TRANSITION, accumulate, add_late, merged, transitions
@@ -58,37 +58,156 @@ def advance(
     Raises:
         StateMismatch: what was carried is of another version of the columns, or of another `known_for_s`.
     """
-    known_for_ms, late_ms = round(known_for_s * 1000), round(late_s * 1000)
-    keys, owner = _numbered(verdicts.target)
-    mark = _mark(URL_STATE, VERDICT, known_for_ms)
-    urls = _unpack(carried.get("url", {}), keys, URL_STATE, VERDICT, mark, states=2)
-    changed = _advance_urls(urls, verdicts.records(), owner, known_for_ms=known_for_ms, late_ms=late_ms)
-    rows = [StateRows(view=URL_STATE, keys=keys[changed.owner], ts_ms=changed.ts_ms, states=changed.states)]
-    out = {"url": _pack(keys, changed.carried, mark)}
+    states = CarriedStates(carried, known_for_s=known_for_s, late_s=late_s)
+    rows, late = states.advance(verdicts)
+    return Advanced(rows=rows, carried=states.packed(), late=late)
 
-    for view, pool_of_verdict in ((HOST_STATE, verdicts.host), (GROUP_STATE, verdicts.group)):
-        pool_keys, pool = _numbered(pool_of_verdict)
-        pool_of_url = np.zeros(len(keys), np.int64)
-        pool_of_url[owner] = pool
-        mark = _mark(POOL_STATE, TRANSITION, known_for_ms)
-        pools = _unpack(carried.get(view.entity, {}), pool_keys, POOL_STATE, TRANSITION, mark, states=2)
-        items, item_pool = merged(changed.transitions, pool_of_url[changed.transition_owner])
-        # What was taken back and made again as it was changes nothing.
-        items, item_pool = _where(items["count"] != 0, items, item_pool)
-        pooled = _advance_pools(pools, items, item_pool, known_for_ms=known_for_ms, late_ms=late_ms)
-        states = pooled.states.view(view.dtype)
-        rows.append(StateRows(view=view, keys=pool_keys[pooled.owner], ts_ms=pooled.ts_ms, states=states))
-        out[view.entity] = _pack(pool_keys, pooled.carried, mark)
-    return Advanced(rows=tuple(rows), carried=out, late=changed.late)
+
+class CarriedStates:
+    """What is carried of URLs, hosts and groups from batch to batch, as arrays: for whoever has many batches of them.
+
+    Not safe to share between threads.
+    """
+
+    def __init__(self, carried: Mapping[str, Mapping[str, bytes]], *, known_for_s: float, late_s: float) -> None:
+        """As of :func:`advance`."""
+        self._known_for_ms, self._late_ms = round(known_for_s * 1000), round(late_s * 1000)
+        self._urls = _Entities(carried.get("url", {}), URL_STATE, VERDICT, self._known_for_ms)
+        self._pools = {
+            view: _Entities(carried.get(view.entity, {}), POOL_STATE, TRANSITION, self._known_for_ms)
+            for view in (HOST_STATE, GROUP_STATE)
+        }
+
+    def advance(self, verdicts: Verdicts) -> tuple[tuple[StateRows, ...], int]:
+        """Fold a batch of verdicts as :func:`advance` does: its `rows` and `late`."""
+        spans = {"known_for_ms": self._known_for_ms, "late_ms": self._late_ms}
+        some, owner = self._urls.numbered(verdicts.target)
+        changed = _advance_urls(self._urls.take(some), verdicts.records(), owner, **spans)
+        self._urls.put(some, changed.carried)
+        rows = [
+            StateRows(
+                view=URL_STATE,
+                keys=self._urls.keys[some[changed.owner]],
+                ts_ms=changed.ts_ms,
+                states=changed.states,
+            )
+        ]
+        for (view, pools), pool_of_verdict in zip(self._pools.items(), (verdicts.host, verdicts.group), strict=True):
+            some_pools, pool = pools.numbered(pool_of_verdict)
+            pool_of_url = np.zeros(len(some), np.int64)
+            pool_of_url[owner] = pool
+            items, item_pool = merged(changed.transitions, pool_of_url[changed.transition_owner])
+            # What was taken back and made again as it was changes nothing.
+            items, item_pool = _where(items["count"] != 0, items, item_pool)
+            pooled = _advance_pools(pools.take(some_pools), items, item_pool, **spans)
+            pools.put(some_pools, pooled.carried)
+            keys = pools.keys[some_pools[pooled.owner]]
+            rows.append(StateRows(view=view, keys=keys, ts_ms=pooled.ts_ms, states=pooled.states.view(view.dtype)))
+        return tuple(rows), changed.late
+
+    def newest(self) -> tuple[StateRows, ...]:
+        """The newest state of each entity that has one, by view."""
+        heads = [
+            (URL_STATE, self._urls, "probed_ms"),
+            *((view, pools, "known_ms") for view, pools in self._pools.items()),
+        ]
+        rows = []
+        for view, entities, instant in heads:
+            head = entities.head
+            has_one = head[instant] > 0
+            states = taken(head, has_one).view(view.dtype)
+            rows.append(StateRows(view=view, keys=entities.keys[has_one], ts_ms=head[instant][has_one], states=states))
+        return tuple(rows)
+
+    def packed(self) -> dict[str, dict[str, bytes]]:
+        """All of it as bytes, by kind and key."""
+        return {"url": self._urls.packed(), **{view.entity: pools.packed() for view, pools in self._pools.items()}}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Carried:
     """What is carried of n entities: their states (base and head), and their recent items, sorted by owner."""
 
-    states: tuple[States, ...]
+    base: States
+    head: States
     recent: Array
     owner: Array
+
+
+class _Entities:
+    """What is carried of the entities of one kind, which are numbered as they come."""
+
+    def __init__(
+        self, packed: Mapping[str, bytes], view: StateView, item: np.dtype[np.void], known_for_ms: int
+    ) -> None:
+        self._view = view
+        self._mark = _mark(view, item, known_for_ms)
+        self._carried = _unpack(packed, view, item, self._mark)
+        self._numbers = {key: number for number, key in enumerate(packed)}
+        #: Strings (object), shape (n,).
+        self.keys = np.array([*packed], object)
+
+    @property
+    def head(self) -> States:
+        """The newest state of each, shape (n,); the initial one of those without any."""
+        return self._carried.head
+
+    def numbered(self, keys: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """The numbers of the entities that occur among these, ascending, and for each key its place among them."""
+        every, numbers = keys.tolist(), self._numbers
+        for key in [key for key in dict.fromkeys(every) if key not in numbers]:
+            numbers[key] = len(numbers)
+        self._add(len(numbers) - len(self.keys))
+        number = np.fromiter(map(numbers.__getitem__, every), np.intp, len(every))
+        occurs = np.zeros(len(numbers), bool)
+        occurs[number] = True
+        return np.flatnonzero(occurs), (np.cumsum(occurs) - 1)[number]
+
+    def _add(self, count: int) -> None:
+        """Initial states of entities that were numbered just now."""
+        if count:
+            new = self._view.initial(count)
+            old = self._carried
+            self._carried = replace(old, base=joined(old.base, new), head=joined(old.head, new))
+            self.keys = np.array([*self._numbers], object)
+
+    def take(self, some: npt.NDArray[np.intp]) -> _Carried:
+        """What is carried of those with these numbers (ascending)."""
+        every = self._carried
+        if len(some) == len(self.keys):
+            return every
+        place = np.full(len(self.keys), -1)
+        place[some] = np.arange(len(some))
+        recent, owner = _where(place[every.owner] >= 0, every.recent, place[every.owner])
+        return _Carried(base=taken(every.base, some), head=taken(every.head, some), recent=recent, owner=owner)
+
+    def put(self, some: npt.NDArray[np.intp], carried: _Carried) -> None:
+        """Replace what :meth:`take` gave."""
+        if len(some) == len(self.keys):
+            self._carried = carried
+            return
+        every = self._carried
+        put(every.base, some, carried.base)
+        put(every.head, some, carried.head)
+        others = np.ones(len(self.keys), bool)
+        others[some] = False
+        recent, owner = _where(others[every.owner], every.recent, every.owner)
+        recent, owner = joined(recent, carried.recent), np.concatenate((owner, some[carried.owner]))
+        order = np.argsort(owner, kind="stable")
+        self._carried = replace(every, recent=taken(recent, order), owner=owner[order])
+
+    def packed(self) -> dict[str, bytes]:
+        """By key: the mark, the states, the recent items."""
+        carried = self._carried
+        parts = [np.ascontiguousarray(states) for states in (carried.base, carried.head)]
+        until = np.cumsum(np.bincount(carried.owner, minlength=len(self.keys))).tolist()
+        since = [0, *until[:-1]]
+        return {
+            key: b"".join(
+                (self._mark, *(part[i].tobytes() for part in parts), carried.recent[since[i] : until[i]].tobytes())
+            )
+            for i, key in enumerate(self.keys)
+        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +230,7 @@ class _ChangedUrls(_Changed):
 
 
 def _advance_urls(urls: _Carried, events: Array, owner: Array, *, known_for_ms: int, late_ms: int) -> _ChangedUrls:
-    base, head = urls.states
+    base, head = urls.base, urls.head
     late = int(np.sum(events["ts_ms"] < base["probed_ms"][owner]))
     # What is of the base's own instant is a duplicate.
     events, owner = _in_order(*_where(events["ts_ms"] > base["probed_ms"][owner], events, owner))
@@ -121,20 +240,22 @@ def _advance_urls(urls: _Carried, events: Array, owner: Array, *, known_for_ms: 
     again = first_new <= head["probed_ms"]
     before, before_owner = _where(again[urls.owner], urls.recent, urls.owner)
     kept, kept_owner = _where(~again[urls.owner], urls.recent, urls.owner)
-    start = np.where(again, base, head)
-    events, owner = _in_order(np.concatenate((before, events)), np.concatenate((before_owner, owner)))
+    start = _restarted(head, base, again)
+    if len(before):
+        events, owner = _in_order(joined(before, events), np.concatenate((before_owner, owner)))
     after = fold(start, events, owner, known_for_ms=known_for_ms)
+    ends = _ends(owner)
     head = head.copy()
-    head[owner[_ends(owner)]] = after[_ends(owner)]
+    put(head, owner[ends], taken(after, ends))
 
     made, made_owner = transitions(start, events, owner)
     unmade, unmade_owner = transitions(base, before, before_owner)
     unmade["count"] = -1
 
     # Kept events of a URL are older than its new ones, so that a stable sort puts all in order.
-    recent, recent_owner = np.concatenate((kept, events)), np.concatenate((kept_owner, owner))
+    recent, recent_owner = joined(kept, events), np.concatenate((kept_owner, owner))
     order = np.argsort(recent_owner, kind="stable")
-    recent, recent_owner = recent[order], recent_owner[order]
+    recent, recent_owner = taken(recent, order), recent_owner[order]
     settled = _settled(recent["ts_ms"], recent_owner, head["probed_ms"] - late_ms, RECENT_VERDICTS)
     fresh = np.zeros(len(base), bool)
     fresh[recent_owner[settled & (order >= len(kept))]] = True
@@ -142,25 +263,26 @@ def _advance_urls(urls: _Carried, events: Array, owner: Array, *, known_for_ms: 
     # The new base is the state after the newest settled event: it was made just now, or a kept event leads to it.
     newest = np.flatnonzero(settled & fresh[recent_owner])
     newest = newest[_ends(recent_owner[newest])]
-    base[recent_owner[newest]] = after[order[newest] - len(kept)]
+    put(base, recent_owner[newest], taken(after, order[newest] - len(kept)))
     old, old_owner = _where(settled & ~fresh[recent_owner], recent, recent_owner)
-    base[old_owner[_ends(old_owner)]] = fold(base, old, old_owner, known_for_ms=known_for_ms)[_ends(old_owner)]
+    ends = _ends(old_owner)
+    put(base, old_owner[ends], taken(fold(base, old, old_owner, known_for_ms=known_for_ms), ends))
     recent, recent_owner = _where(~settled, recent, recent_owner)
 
     new = events["ts_ms"] >= first_new[owner]
     return _ChangedUrls(
         owner=owner[new],
         ts_ms=events["ts_ms"][new],
-        states=_rows(after, new),
-        carried=_Carried(states=(base, head), recent=recent, owner=recent_owner),
-        transitions=np.concatenate((made, unmade)),
+        states=taken(after, new),
+        carried=_Carried(base=base, head=head, recent=recent, owner=recent_owner),
+        transitions=joined(made, unmade),
         transition_owner=np.concatenate((made_owner, unmade_owner)),
         late=late,
     )
 
 
 def _advance_pools(pools: _Carried, items: Array, owner: Array, *, known_for_ms: int, late_ms: int) -> _Changed:
-    base, head = (states.copy() for states in pools.states)
+    base, head = pools.base.copy(), pools.head
     past = items["ts_ms"] <= base["known_ms"][owner]
     corrected = np.unique(owner[past])
     add_late(base, items[past], owner[past], known_for_ms=known_for_ms)
@@ -172,21 +294,20 @@ def _advance_pools(pools: _Carried, items: Array, owner: Array, *, known_for_ms:
     kept, kept_owner = _where(~again[pools.owner], pools.recent, pools.owner)
     items, owner = _where(~past, items, owner)
     if len(before):
-        items, owner = merged(np.concatenate((before, items)), np.concatenate((before_owner, owner)))
-    states, last = accumulate(np.where(again, base, head), items, owner, known_for_ms=known_for_ms)
+        items, owner = merged(joined(before, items), np.concatenate((before_owner, owner)))
+    head = _restarted(head, base, again)
+    states, last = accumulate(head, items, owner, known_for_ms=known_for_ms)
     state_owner = owner[last]
-    head[again] = base[again]
-    head[state_owner[_ends(state_owner)]] = states[_ends(state_owner)]
+    ends = _ends(state_owner)
+    put(head, state_owner[ends], taken(states, ends))
     new = states["known_ms"] >= first_new[state_owner]
-    rows, row_owner = _rows(states, new), state_owner[new]
-    if len(corrected):
-        rows, row_owner = np.concatenate((base[corrected], rows)), np.concatenate((corrected, row_owner))
+    rows, row_owner = taken(states, new), state_owner[new]
+    rows, row_owner = joined(taken(base, corrected), rows), np.concatenate((corrected, row_owner))
 
-    counted = items["count"] != 0
-    recent = np.concatenate((kept, items[counted]))
-    recent_owner = np.concatenate((kept_owner, owner[counted]))
+    counted, counted_owner = _where(items["count"] != 0, items, owner)
+    recent, recent_owner = joined(kept, counted), np.concatenate((kept_owner, counted_owner))
     order = np.argsort(recent_owner, kind="stable")  # what was kept is older than what is new
-    recent, recent_owner = recent[order], recent_owner[order]
+    recent, recent_owner = taken(recent, order), recent_owner[order]
     settled = _settled(recent["ts_ms"], recent_owner, head["known_ms"] - late_ms, RECENT_TRANSITIONS)
     # An instant is settled when the last of its transitions is.
     at = np.flatnonzero((np.diff(recent_owner, append=-1) != 0) | (np.diff(recent["ts_ms"], append=-1) != 0))
@@ -202,46 +323,40 @@ def _advance_pools(pools: _Carried, items: Array, owner: Array, *, known_for_ms:
     fresh[state_owner[made]] = True
     old, old_owner = _where(~fresh[old_owner], old, old_owner)
     after, last = accumulate(base, old, old_owner, known_for_ms=known_for_ms)
-    last = _ends(old_owner[last])
-    base[old_owner[_ends(old_owner)]] = after[last]
-    base[state_owner[made]] = states[made]
+    put(base, old_owner[_ends(old_owner)], taken(after, _ends(old_owner[last])))
+    put(base, state_owner[made], taken(states, made))
     return _Changed(
         owner=row_owner,
         ts_ms=rows["known_ms"].copy(),
         states=rows,
-        carried=_Carried(states=(base, head), recent=recent, owner=recent_owner),
+        carried=_Carried(base=base, head=head, recent=recent, owner=recent_owner),
     )
 
 
-def _numbered(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The distinct keys in the order of their first occurrence, and for each key its number among them."""
-    every = keys.tolist()
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(every))}
-    codes = np.fromiter(map(numbers.__getitem__, every), np.int64, len(every))
-    return np.array([*numbers], dtype=object), codes
-
-
-def _rows(states: States, mask: Array) -> States:
-    """The records where the mask is true."""
-    return states if mask.all() else states.view(whole_records(states.dtype))[mask].view(states.dtype)
+def _restarted(head: States, base: States, again: Array) -> States:
+    """A copy of the heads, with the base instead where that is to be started from again."""
+    start = head.copy()
+    put(start, again, taken(base, again))
+    return start
 
 
 def _where(mask: Array, items: Array, owner: Array) -> tuple[Array, Array]:
-    return items[mask], owner[mask]
+    return taken(items, mask), owner[mask]
 
 
 def _in_order(events: Array, owner: Array) -> tuple[Array, Array]:
     """Events sorted by (owner, ts_ms); of those with both equal, the one with the lowest `probe_id`."""
     order = np.lexsort((events["probe_id"], events["ts_ms"], owner))
-    events, owner = events[order], owner[order]
+    events, owner = taken(events, order), owner[order]
     distinct = (np.diff(owner, prepend=-1) != 0) | (np.diff(events["ts_ms"], prepend=-1) != 0)
     return _where(distinct, events, owner)
 
 
 def _first(ts_ms: Array, owner: Array, n: int) -> npt.NDArray[np.int64]:
-    """The first instant of each of n owners; beyond all time for those without."""
+    """The first instant of each of n owners, entries being sorted; beyond all time for those without."""
     first = np.full(n, np.iinfo(np.int64).max)
-    np.minimum.at(first, owner, ts_ms)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    first[owner[starts]] = ts_ms[starts]
     return first
 
 
@@ -264,42 +379,17 @@ def _mark(view: StateView, item: np.dtype[np.void], known_for_ms: int) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=_MARK_BYTES).digest()
 
 
-def _pack(keys: npt.NDArray[Any], carried: _Carried, mark: bytes) -> dict[str, bytes]:
-    """Per key: the mark, the states, the recent items."""
-    parts = [np.ascontiguousarray(states) for states in carried.states]
-    counts = np.bincount(carried.owner, minlength=len(keys))
-    until = np.cumsum(counts).tolist()
-    since = [0, *until[:-1]]
-    return {
-        key: b"".join((mark, *(part[i].tobytes() for part in parts), carried.recent[since[i] : until[i]].tobytes()))
-        for i, key in enumerate(keys)
-    }
-
-
-def _unpack(
-    packed: Mapping[str, bytes],
-    keys: Sequence[str] | npt.NDArray[Any],
-    view: StateView,
-    item: np.dtype[np.void],
-    mark: bytes,
-    *,
-    states: int,
-) -> _Carried:
-    """What :func:`_pack` made, and the initial state for new keys; `states` of them per key."""
-    new = view.initial(1).tobytes() * states
-    size = len(new)
-    bodies = []
-    for key in keys:
-        data = packed.get(key)
-        if data is not None and data[:_MARK_BYTES] != mark:
+def _unpack(packed: Mapping[str, bytes], view: StateView, item: np.dtype[np.void], mark: bytes) -> _Carried:
+    """What :meth:`_Entities.packed` made."""
+    for key, data in packed.items():
+        if data[:_MARK_BYTES] != mark:
             raise StateMismatch(
                 f"the carried feature state of {key!r} was made by other feature columns or another `known_for_s` "
                 "than this version has; run `urlhealth features build --rebuild` to make all anew from stored probes"
             )
-        bodies.append(new if data is None else data[_MARK_BYTES:])
-    fixed = np.frombuffer(b"".join(body[:size] for body in bodies), view.dtype).reshape(-1, states)
-    recent = np.frombuffer(b"".join(body[size:] for body in bodies), item)
-    counts = np.array([(len(body) - size) // item.itemsize for body in bodies], np.int64)
-    return _Carried(
-        states=tuple(fixed[:, i] for i in range(states)), recent=recent, owner=np.repeat(np.arange(len(bodies)), counts)
-    )
+    until = _MARK_BYTES + 2 * view.dtype.itemsize
+    states = np.frombuffer(b"".join(data[_MARK_BYTES:until] for data in packed.values()), view.dtype).reshape(-1, 2)
+    recent = np.frombuffer(b"".join(data[until:] for data in packed.values()), item)
+    counts = np.array([(len(data) - until) // item.itemsize for data in packed.values()], np.int64)
+    owner = np.repeat(np.arange(len(packed)), counts)
+    return _Carried(base=states[:, 0].copy(), head=states[:, 1].copy(), recent=recent, owner=owner)

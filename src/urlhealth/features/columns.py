@@ -35,8 +35,32 @@ States = npt.NDArray[np.void]
 
 
 def whole_records(dtype: np.dtype[np.void]) -> np.dtype[np.void]:
-    """What to view records as to copy them whole: field by field, as NumPy does otherwise, takes 4 times as long."""
+    """What to view records as to copy them whole: NumPy copies field by field, which takes up to 20 times as long."""
     return np.dtype((np.void, dtype.itemsize))
+
+
+def taken(records: npt.NDArray[np.void], some: npt.NDArray[Any]) -> npt.NDArray[np.void]:
+    """`records[some]`, positions or a mask; the records themselves where a mask leaves none out."""
+    if some.dtype == bool and some.all():
+        return records
+    chosen: npt.NDArray[np.void] = records.view(whole_records(records.dtype))[some].view(records.dtype)
+    return chosen
+
+
+def put(records: npt.NDArray[np.void], some: npt.NDArray[Any], new: npt.NDArray[np.void]) -> None:
+    """`records[some] = new`, of the same dtype."""
+    whole = whole_records(records.dtype)
+    records.view(whole)[some] = new.view(whole)
+
+
+def joined(*parts: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """`np.concatenate(parts)`, of one dtype; a part itself where all others are empty."""
+    some = [part for part in parts if len(part)] or [parts[0]]
+    if len(some) == 1:
+        return some[0]
+    whole = whole_records(parts[0].dtype)
+    together: npt.NDArray[np.void] = np.concatenate([part.view(whole) for part in some]).view(parts[0].dtype)
+    return together
 
 
 @dataclass(frozen=True, kw_only=True)

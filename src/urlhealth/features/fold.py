@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from urlhealth.features.columns import States, whole_records
+from urlhealth.features.columns import States, put, taken
 from urlhealth.features.decay import DAY_MS, HALF_LIFE_NAMES, HALF_LIVES_H, HOUR_MS, Array, accrued, decay
 from urlhealth.features.views import LAST_VERDICT, WEEKDAY_HALF_LIFE
 
@@ -37,15 +37,14 @@ def fold(start: States, events: Array, owner: Array, *, known_for_ms: int) -> St
     counts = np.bincount(owner, minlength=len(start))
     first = np.cumsum(counts) - counts
     busiest = np.argsort(-counts, kind="stable")
-    counts, first, states = counts[busiest], first[busiest], start[busiest]
+    counts, first, states = counts[busiest], first[busiest], taken(start, busiest)
     after = np.empty(len(events), start.dtype)
-    whole_after, whole_states = after.view(whole := whole_records(start.dtype)), states.view(whole)
     # Round r takes the r-th event of every URL that has one: these are the leading ones, as the busiest come first.
     for r in range(counts[0] if len(counts) else 0):
         active = int(np.searchsorted(-counts, -r))
         positions = first[:active] + r
-        step(states[:active], events[positions], known_for_ms)
-        whole_after[positions] = whole_states[:active]
+        step(states[:active], taken(events, positions), known_for_ms)
+        put(after, positions, states[:active])
     return after
 
 
@@ -58,9 +57,9 @@ def step(states: States, events: Array, known_for_ms: int) -> None:
     if telling.all():
         _step_known(states, events, known_for_ms)
     elif telling.any():
-        some = states[telling]
-        _step_known(some, events[telling], known_for_ms)
-        states[telling] = some
+        some = taken(states, telling)
+        _step_known(some, taken(events, telling), known_for_ms)
+        put(states, telling, some)
 
 
 def _step_known(states: States, events: Array, known_for_ms: int) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from urlhealth.features.columns import States
+from urlhealth.features.columns import States, taken
 from urlhealth.features.decay import DAY_MS, HALF_LIVES_H, HOUR_MS, Array, accrued, decay
 from urlhealth.features.views import POOL_DAYS
 
@@ -30,7 +30,7 @@ def transitions(start: States, events: Array, owner: Array) -> tuple[Array, Arra
     `start`, `events` and `owner` as for `fold.fold`.
     """
     known = events["health"] >= 0
-    events, owner = events[known], owner[known]
+    events, owner = taken(events, known), owner[known]
     made = np.empty(len(events), TRANSITION)
     made["ts_ms"], made["failing"], made["count"] = events["ts_ms"], events["health"] == 0, 1
     made["before_ms"][1:], made["was_failing"][1:] = made["ts_ms"][:-1], made["failing"][:-1]
@@ -46,11 +46,11 @@ def merged(items: Array, owner: Array) -> tuple[Array, Array]:
         return items, owner
     fields = [items[name] for name in ("failing", "was_failing", "before_ms", "ts_ms")]
     order = np.lexsort((*fields, owner))
-    items, owner = items[order], owner[order]
+    items, owner = taken(items, order), owner[order]
     fields = [owner, *(field[order] for field in fields)]
     starts = np.flatnonzero(np.any([np.diff(field, prepend=field[0] - 1) != 0 for field in fields], axis=0))
     counts = np.add.reduceat(items["count"], starts)
-    items, owner = items[starts], owner[starts]
+    items, owner = taken(items, starts), owner[starts]
     items["count"] = counts
     return items, owner
 
