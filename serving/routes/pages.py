@@ -11,18 +11,20 @@ from starlette.responses import RedirectResponse
 
 from serving.access import COOKIE
 from serving.dependencies import Body, Cursor, Owner, PlatformDep
-from serving.rendering import render
+from serving.rendering import percent, render
 from urlhealth.crawl.current import CurrentPrediction
 from urlhealth.crawl.keys import SESSION_S
 from urlhealth.errors import Unauthenticated
 from urlhealth.features.wording import duration
 from urlhealth.platform import Platform
-from urlhealth.vocabulary import FeatureVector, Freshness, Health
+from urlhealth.vocabulary import LOCAL_OWNER, FeatureVector, Freshness, Health
 
 router = APIRouter(include_in_schema=False)
 
 HORIZON: Final = "24h"
 MAX_ROWS: Final = 50
+#: Changes of the risk that are none to speak of.
+_STEADY: Final = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,38 @@ class Row:
     age_s: float | None
     probability: float | None = None
     reason: str = ""
+    #: Forecasts of the last hours, see `CurrentPrediction`.
+    trail: tuple[float | None, ...] = ()
     simulated: bool
+
+    @property
+    def points(self) -> str:
+        """The trail as the points of an SVG line: an hour is 4 wide, certain failure 20 high."""
+        return " ".join(f"{4 * i},{20 - 20 * p:.1f}" for i, p in enumerate(self.trail) if p is not None)
+
+    @property
+    def trend(self) -> str:
+        """The trail in words; empty where there is none yet."""
+        known = [p for p in self.trail if p is not None]
+        if len(known) < 2:
+            return ""
+        change = known[-1] - known[0]
+        word = "steady" if abs(change) < _STEADY else "rising" if change > 0 else "falling"
+        return f"{word}, from {percent(known[0])}"
 
     @property
     def age(self) -> str:
         """The newest probe's age, in words."""
         return "never" if self.age_s is None else f"{duration(self.age_s / 3600)} ago"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Mean probability that was said, and how often it came, in the last days."""
+
+    said: float
+    came: float
+    outcomes: int
 
 
 @router.get("/")
@@ -121,7 +149,8 @@ def _context(platform: Platform, cursor: str | None, owner: str) -> dict[str, An
         "counts": platform.overview.counts(owner=owner),
         "pace": platform.overview.probes_per_s(),
         "lag": platform.pipeline_lag(),
-        "champion": None if champion is None else champion.version,
+        "champion": champion,
+        "calibration": _calibration(platform, owner),
         "next_cursor": page.next_cursor,
     }
 
@@ -138,7 +167,20 @@ def _row(item: CurrentPrediction) -> Row:
         probability=prediction.probability,
         reason=prediction.reasons[0].text if prediction.reasons else "",
         simulated=item.simulated,
+        trail=item.trail,
     )
+
+
+def _calibration(platform: Platform, owner: str) -> Calibration | None:
+    """Of what the champion said of all, for the first horizon of the list; None where too little is known here."""
+    champion, quality = platform.champion.current, platform.live_quality
+    if champion is None or quality is None or owner != LOCAL_OWNER:
+        return None
+    for figures in quality.figures:
+        if (figures.model_version, figures.horizon) == (champion.version, HORIZON) and figures.base_rate is not None:
+            said = sum(bin.n * bin.predicted for bin in figures.reliability) / figures.n
+            return Calibration(said=said, came=figures.base_rate, outcomes=figures.n)
+    return None
 
 
 def _without_model(platform: Platform, owner: str) -> list[Row]:

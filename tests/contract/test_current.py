@@ -103,3 +103,17 @@ def test_only_the_writer_writes(platform: Platform) -> None:
     with pytest.raises(LeaseLost):
         platform.rescorer.step()
     assert listed(platform) == []
+
+
+def test_the_risk_of_the_last_hours_is_kept(platform: Platform, clock: list[int]) -> None:
+    hours_kept = 24
+    said: dict[int, float] = {}
+    for hours in (0, 2, 3, 30):
+        clock[0] = NOW_MS + hours * HOUR_MS
+        while platform.rescorer.step():
+            pass
+        (item,) = (each for each in listed(platform) if each.prediction.target == URLS[3])
+        said[hours] = item.prediction.probability or 0.0
+        known = {hours - len(item.trail) + 1 + i: p for i, p in enumerate(item.trail) if p is not None}
+        expected = {hour: p for hour, p in said.items() if hour > hours - hours_kept}
+        assert known == pytest.approx(expected, abs=0.5 / 254)

@@ -4,6 +4,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from urlhealth.crawl.keys import Scope
 from urlhealth.crawl.overview import upcoming
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
+from urlhealth.prediction.quality import Bin, LiveFigures, LiveQuality
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import Attempt, Maintenance, Outcome, ProbeResult
+from urlhealth.vocabulary import Attempt, Freshness, Health, Maintenance, Outcome, ProbeResult
 
 NOW_MS = 1_767_225_600_000
 HOUR_MS = 3_600_000
@@ -95,6 +97,29 @@ def test_the_overview_counts_and_is_paged(http: TestClient, monkeypatch: pytest.
     second = http.get(f"/{cursor[1]}").text
     seen = [re.findall(r"/ui/url\?url=https%3A%2F%2F(h\d)", text) for text in (first, second)]
     assert (len(seen[0]), len(seen[1]), len({*seen[0], *seen[1]})) == (2, 1, 3)
+
+
+def test_the_overview_says_how_risk_has_moved_and_whether_it_was_so(platform: Platform) -> None:
+    row = pages.Row(
+        target="t", url="u", health=Health.UP, freshness=Freshness.FRESH, age_s=1.0, simulated=False,
+        trail=(None, 0.1, None, 0.5),
+    )  # fmt: skip
+    assert (row.trend, row.points) == ("rising, from 10.0 %", "4,18.0 12,10.0")
+    bins = [Bin(low=0, high=0.5, n=3, predicted=0.1, observed=0), Bin(low=0.5, high=1, n=1, predicted=0.7, observed=1)]
+    figures = LiveFigures(
+        model_version="7", horizon="24h", n=4, unknown=0, base_rate=0.3, average_precision=1, brier=0, reliability=bins
+    )
+    champion = platform.champion.current
+    assert champion is not None
+    try:
+        platform.live_quality = LiveQuality(from_ms=0, to_ms=1, every=1, figures=[figures])
+        platform.champion.current = replace(champion, trained_ms=NOW_MS)
+        page = TestClient(create_app(platform)).get("/").text
+    finally:
+        platform.live_quality, platform.champion.current = None, champion
+    assert "<dd>said 25.0 %, came 30.0 %</dd>" in page
+    assert "<dt>last training (UTC)</dt><dd>2026-01-01 00:00</dd>" in page
+    assert "said" not in TestClient(create_app(platform)).get("/").text
 
 
 def test_a_url_says_why_and_what_failed_last(http: TestClient) -> None:

@@ -19,6 +19,9 @@ from urlhealth.features.catalog import VECTOR, describe
 from urlhealth.vocabulary import HORIZONS, LOCAL_OWNER, Freshness, Health, Page, Prediction, Reason, Target
 
 _COLUMN: Final = {feature.name: column for column, feature in enumerate(VECTOR)}
+#: Hours that a trail has.
+TRAIL_H: Final = 24
+_HOUR_MS: Final = 3_600_000
 _STORED: Final = ("horizon", "probability", "probability_at_end", "observed_ms", "model", "model_version")
 
 
@@ -39,6 +42,8 @@ class CurrentPrediction:
     scored_ms: int
     #: Whether a part of the target's history was simulated.
     simulated: bool
+    #: The last forecast of each hour up to the newest, oldest first, to 1/254; None where there was none.
+    trail: tuple[float | None, ...] = ()
 
 
 class CurrentPredictions(Records):
@@ -72,12 +77,16 @@ class CurrentPredictions(Records):
         with writing(self._engine) as connection:
             lease.fence(connection)
             there = set(connection.scalars(sa.select(targets.c.id).where(targets.c.id.in_(_ids(scored)))))
+            before = _before(connection, scored)
             rows, unknown = [], []
             for item, prediction in zip(items, predictions, strict=True):
                 if prediction.probability is None:
                     unknown.append((item.target_id,))
                 elif item.target_id in there:  # else it was deleted meanwhile
-                    rows.append(_row(item, prediction, scored_ms))
+                    old = before.get((item.target_id, prediction.horizon))
+                    rows.append(
+                        {**_row(item, prediction, scored_ms), "trail": _trail(old, prediction.probability, scored_ms)}
+                    )
             if rows:
                 upsert = insert(connection, current_predictions)
                 changed = {name: upsert.excluded[name] for name in rows[0] if name not in ("target_id", "horizon")}
@@ -147,6 +156,24 @@ def _row(item: StoredTarget, prediction: Prediction, scored_ms: int) -> dict[str
     }
 
 
+def _before(connection: sa.Connection, scored: Sequence[StoredTarget]) -> dict[tuple[int, str], Any]:
+    table = current_predictions
+    query = sa.select(table.c.target_id, table.c.horizon, table.c.scored_ms, table.c.trail)
+    return {
+        (row.target_id, row.horizon): row
+        for row in connection.execute(query.where(table.c.target_id.in_(_ids(scored))))
+    }
+
+
+def _trail(old: Any, probability: float, scored_ms: int) -> bytes:
+    """The old trail, moved on to the hour of the new forecast, which is its end."""
+    was, passed = b"", 0
+    if old is not None:
+        was, passed = old.trail or b"", scored_ms // _HOUR_MS - old.scored_ms // _HOUR_MS
+    moved = (bytes(TRAIL_H) + was + bytes(min(max(passed, 0), TRAIL_H)))[-TRAIL_H:]
+    return moved[:-1] + bytes([1 + round(254 * probability)])
+
+
 def _current(row: Any, now_ms: int) -> CurrentPrediction:
     target = target_of(row)
     return CurrentPrediction(
@@ -161,6 +188,7 @@ def _current(row: Any, now_ms: int) -> CurrentPrediction:
         ),
         scored_ms=row.scored_ms,
         simulated=row.simulated,
+        trail=tuple(None if not byte else (byte - 1) / 254 for byte in row.trail or b""),
     )
 
 

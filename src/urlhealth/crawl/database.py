@@ -25,7 +25,7 @@ from urlhealth.crawl.schema import metadata
 from urlhealth.errors import StoreUnavailable
 
 #: Revisions in `migrations/versions`, oldest first. The last one is what this code works with.
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012")
 
 #: Not Alembic's default name: MLflow keeps its own revision under that, perhaps in the same PostgreSQL database.
 VERSION_TABLE: Final = "urlhealth_version"

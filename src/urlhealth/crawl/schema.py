@@ -305,6 +305,8 @@ current_predictions: Final = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("model_version", sa.Text, nullable=False),
     sa.Column("scored_ms", sa.BigInteger, nullable=False),
+    #: A byte for each of the last hours, the newest last: 0 is unknown, 1 to 255 the probability.
+    sa.Column("trail", sa.LargeBinary),
 )
 # Pages of all targets, and of a group's, by risk.
 _by_risk = current_predictions.c.probability, current_predictions.c.target_id

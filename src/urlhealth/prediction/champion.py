@@ -50,6 +50,8 @@ class Champion:
     name: str
     version: str
     forecaster: "HealthForecaster"
+    #: When its training registered it, ms since 1970 UTC; None of the bundled one, or if the registry cannot say.
+    trained_ms: int | None = None
 
 
 class ChampionWatch:
@@ -140,7 +142,19 @@ def load(tracking_uri: str, version: str) -> Champion:
     """
     forecaster = load_bundled() if version == BUNDLED else load_version(tracking_uri, version)
     _warm_up(forecaster)
-    return Champion(name=MODEL_NAME, version=version, forecaster=forecaster)
+    trained_ms = None if version == BUNDLED else _trained_ms(tracking_uri, version)
+    return Champion(name=MODEL_NAME, version=version, forecaster=forecaster, trained_ms=trained_ms)
+
+
+def _trained_ms(tracking_uri: str, version: str) -> int | None:
+    from mlflow import MlflowClient
+
+    try:
+        found = MlflowClient(tracking_uri=tracking_uri).get_model_version(MODEL_NAME, version)
+    except Exception as error:  # MLflow lets through whatever its back ends raise; it serves without this, too.
+        log.warning("when version %s was trained cannot be read: %s", version, one_line(error))
+        return None
+    return None if found.tags.get("origin") == BUNDLED else int(found.creation_timestamp)
 
 
 def _warm_up(forecaster: "HealthForecaster") -> None:
