@@ -60,10 +60,10 @@ def read_kuma(path: Path) -> Iterator[pl.DataFrame]:
             series = _series(connection)
             if not series:
                 return
-            monitors = ", ".join(map(str, series))
+            monitors = ", ".join(f"{number:d}" for number in series)
             beats = connection.execute(
-                "SELECT id, monitor_id, time, status, msg, ping FROM heartbeat "
-                f"WHERE monitor_id IN ({monitors}) AND status IN ({_DOWN}, {_UP}) ORDER BY id"
+                "SELECT id, CAST(monitor_id AS INTEGER), CAST(time AS TEXT), status, CAST(msg AS TEXT), ping "
+                f"FROM heartbeat WHERE monitor_id IN ({monitors}) AND status IN ({_DOWN}, {_UP}) ORDER BY id"
             )
             while some := beats.fetchmany(_BATCH):
                 yield of_texts([series[beat[1]] | _said(*beat[2:]) for beat in some], [beat[0] for beat in some])
@@ -74,7 +74,10 @@ def read_kuma(path: Path) -> Iterator[pl.DataFrame]:
 def _series(connection: sqlite3.Connection) -> dict[int, dict[str, str]]:
     """URL, and perhaps name, of each monitor of a URL."""
     types = ", ".join(f"'{name}'" for name in _TYPES)
-    found = connection.execute(f"SELECT id, url, name FROM monitor WHERE type IN ({types}) AND url <> ''").fetchall()
+    # In SQLite any column may hold anything.
+    columns = "CAST(id AS INTEGER), CAST(url AS TEXT), CAST(name AS TEXT)"
+    wanted = f"type IN ({types}) AND url <> '' AND id IS NOT NULL"
+    found = connection.execute(f"SELECT {columns} FROM monitor WHERE {wanted}").fetchall()
     by_url, by_name = Counter(url for _, url, _ in found), Counter((url, name) for _, url, name in found)
     series: dict[int, dict[str, str]] = {}
     for number, url, name in found:

@@ -62,9 +62,15 @@ def jsonpath_problem(path: str | None) -> str | None:
     try:
         _jsonpath(path)
     except (JSONPathError, RecursionError) as error:
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return f"not a JSONPath (RFC 9535): {words}"
+        return f"not a JSONPath (RFC 9535): {_words(error)}"
     return None
+
+
+def _words(error: Exception) -> str:
+    try:
+        return str(error).splitlines()[0]
+    except (ValueError, IndexError):  # it has none, or quotes a place behind the end of the path
+        return type(error).__name__
 
 
 def _unmet_jsonpath(path: str, body: bytes) -> str | None:

@@ -378,7 +378,10 @@ class CeleryDispatcher:
 
     def _take(self, message: Message) -> None:
         body: Any = message.body
-        self._inbox.append(Report.decode(body))
+        try:
+            self._inbox.append(Report.decode(body))
+        except (ValueError, TypeError) as error:
+            log.warning("a message that is no report was left out: %s", error)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
