@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 from serving.access import scope_needed
 from serving.app import create_app
 from serving.metrics import Metrics
-from serving.routes import pages, ui, ui_models
+from serving.routes import pages, ui, ui_models, ui_monitors
 from urlhealth.platform import Platform
 from urlhealth.settings import Settings, variable
 
@@ -92,7 +92,7 @@ def rest(app: FastAPI) -> str:
                     parts.extend(_call(method.upper(), path, call))
     rows = (
         (f"`{method} {route.path}`", _scope(method, route.path), _inline(route.endpoint.__doc__))
-        for router in (pages.router, ui.router, ui_models.router)
+        for router in (pages.router, ui.router, ui_models.router, ui_monitors.router)
         for route in router.routes
         for method in sorted(route.methods)
     )

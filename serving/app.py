@@ -35,6 +35,7 @@ from serving.routes import (
     tasks,
     ui,
     ui_models,
+    ui_monitors,
     urls,
 )
 from urlhealth.platform import Platform
@@ -106,6 +107,7 @@ def create_app(platform: Platform | None = None) -> FastAPI:
         pages,
         ui,
         ui_models,
+        ui_monitors,
     )
     for resource in resources:
         app.include_router(resource.router)

@@ -1,4 +1,4 @@
-"""Pages for people beside the first one: a URL, tasks, monitors, features, alerts, status, badges."""
+"""Pages for people beside the first one: a URL, tasks, features, alerts, status, badges."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,11 @@ from urlhealth.alerts.store import MessageStatus
 from urlhealth.crawl.overview import MonitorRow, Outage, upcoming
 from urlhealth.crawl.reading import DAY_MS, HOUR_MS, Incident
 from urlhealth.errors import InvalidRequest, InvalidUrls, NotFound, UrlHealthError
+from urlhealth.feast_stores import consistency
 from urlhealth.features.catalog import VECTOR, describe
+from urlhealth.features.drift import LARGE_PSI
 from urlhealth.platform import Platform
+from urlhealth.prediction.drift import load as load_drift
 from urlhealth.prediction.served import PastPrediction
 from urlhealth.vocabulary import HORIZONS, Health, Prediction, ProbeResult
 
@@ -107,15 +110,17 @@ def _bars(prediction: Prediction) -> list[Bar]:
     return bars
 
 
-def _features(platform: Platform, url: str, owner: str) -> list[tuple[str, str, str]]:
-    """Name, value in words, and what it is, of each."""
+def _features(platform: Platform, url: str, owner: str) -> list[tuple[str, str, float | None, str]]:
+    """Name, value in words, percentile among all, and what it is, of each."""
     values = platform.predictor.features([url], owner=owner)[0].values
     if values is None:
         return []
+    percentiles = platform.ranks.percentiles(values, owner=owner)
     return [
         (
             feature.name,
             "unknown" if math.isnan(values[feature.name]) else describe(i, values[feature.name]),
+            percentiles[feature.name],
             feature.about,
         )
         for i, feature in enumerate(VECTOR)
@@ -211,35 +216,24 @@ def task_progress(request: Request, platform: PlatformDep, owner: Owner, task_id
     return answer
 
 
-# Monitors
-
-
-@router.get("/ui/monitors")
-def monitors_page(
-    request: Request, platform: PlatformDep, owner: Owner, search: Text = None, tag: Short = None, cursor: Cursor = None
-) -> Response:
-    """Monitors, with search and tags."""
-    page = platform.overview.monitors(search=search or None, tag=tag or None, limit=ROWS, cursor=cursor, owner=owner)
-    return render(request, "monitors.html", {"page": page, "search": search or "", "tag": tag or ""})
-
-
-@router.post("/ui/monitors/{monitor_id}/{what}")
-def pause(request: Request, platform: PlatformDep, owner: Owner, monitor_id: str, what: str) -> Response:
-    """Pause a monitor, or go on with it; the row's button, as it is then."""
-    if what not in ("pause", "resume"):
-        raise NotFound(f"a monitor does not {what!r}")
-    monitor = platform.crawl.change_monitor(monitor_id, {"paused": what == "pause"}, owner=owner)
-    return render(request, "pause.html", {"monitor": monitor})
-
-
 # Features
 
 
 @router.get("/ui/features")
 def features_page(request: Request, platform: PlatformDep, owner: Owner) -> Response:
-    """The features, and how fresh they are."""
-    counts = platform.overview.counts(owner=owner)
-    return render(request, "features.html", {"features": VECTOR, "counts": counts, "lag": platform.pipeline_lag()})
+    """The features: how fresh they are, how far they have moved since training, and whether both stores agree."""
+    drift = load_drift(platform.settings.drift_file)
+    context = {
+        "features": VECTOR,
+        "counts": platform.overview.counts(owner=owner),
+        "lag": platform.pipeline_lag(),
+        "drift": drift,
+        "moved": {} if drift is None else {each.feature: each for each in drift.features},
+        "large": LARGE_PSI,
+        "check": consistency.load(platform.settings.consistency_file),
+        "feast": platform.settings.feast_ui.rstrip("/"),
+    }
+    return render(request, "features.html", context)
 
 
 # Alerts

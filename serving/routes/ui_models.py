@@ -104,7 +104,7 @@ def ask(request: Request, platform: PlatformDep, to: Annotated[str, Query(max_le
 @router.post("/ui/models/change")
 def change(request: Request, platform: PlatformDep, body: Body) -> Response:
     """Make another version the champion, if the one that was shown is it still."""
-    form = parse_qs(body.decode("latin-1"), max_num_fields=4, keep_blank_values=True)
+    form = parse_qs(body.decode("latin-1"), keep_blank_values=True)
     to, now = (form.get(name, [""])[0] for name in ("to", "now"))
     platform.champion.refresh()
     champion = platform.champion.current

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from urlhealth.prediction.drift import Period
     from urlhealth.prediction.predictor import Predictor
     from urlhealth.prediction.quality import LiveQuality
+    from urlhealth.prediction.ranks import Ranks
     from urlhealth.prediction.retraining import Retraining
     from urlhealth.prediction.served import ServedLog
     from urlhealth.prediction.served_files import ServedFiles
@@ -217,6 +218,16 @@ class Platform:
             champion=self.champion,
             clock=self.clock,
             known_for_s=self.settings.known_for_s,
+        )
+
+    @cached_property
+    def ranks(self) -> "Ranks":
+        from urlhealth.prediction.ranks import SAMPLE, Ranks
+
+        return Ranks(
+            predictor=self.predictor,
+            sample=lambda owner: self.overview.some_targets(limit=SAMPLE, owner=owner),
+            clock=self.clock,
         )
 
     @cached_property

@@ -36,6 +36,7 @@ UNDESCRIBED: Final[dict[Call, Scope | None]] = {
     ("GET", "/ui/tasks/{task_id}"): Scope.READ,
     ("GET", "/ui/tasks/{task_id}/progress"): Scope.READ,
     ("GET", "/ui/monitors"): Scope.READ,
+    ("POST", "/ui/monitors/change"): Scope.CRAWL,
     ("POST", "/ui/monitors/{monitor_id}/{what}"): Scope.CRAWL,
     ("GET", "/ui/models"): Scope.READ,
     ("GET", "/ui/models/change"): Scope.READ,

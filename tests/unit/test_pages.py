@@ -1,5 +1,6 @@
 """The pages without a browser: what they say, and that each list goes on where the page before ended."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -7,21 +8,25 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from serving.app import create_app
-from serving.routes import pages, ui
+from serving.routes import pages, ui_monitors
 from tests.support import noise_forecaster
 from urlhealth.alerts.rules import AlertFile
 from urlhealth.crawl.keys import Scope
 from urlhealth.crawl.overview import upcoming
+from urlhealth.features.catalog import VECTOR
+from urlhealth.features.drift import compare
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
+from urlhealth.prediction.drift import save as save_drift
 from urlhealth.prediction.quality import Bin, LiveFigures, LiveQuality
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import Attempt, Freshness, Health, Maintenance, Outcome, ProbeResult
+from urlhealth.vocabulary import LOCAL_OWNER, Attempt, Freshness, Health, Maintenance, Outcome, ProbeResult
 
 NOW_MS = 1_767_225_600_000
 HOUR_MS = 3_600_000
@@ -131,6 +136,41 @@ def test_a_url_says_why_and_what_failed_last(http: TestClient) -> None:
     assert http.get("/ui/url", params={"url": "https://nowhere.example/"}).status_code == 404
 
 
+def test_a_url_says_where_its_features_stand_among_all(http: TestClient, platform: Platform) -> None:
+    vectors = platform.predictor.features(URLS)
+    for vector in vectors:
+        assert vector.values is not None
+        found = platform.ranks.percentiles(vector.values, owner=LOCAL_OWNER)
+        for name, percentile in found.items():
+            others = [each.values[name] for each in vectors if each.values and not math.isnan(each.values[name])]
+            mine = vector.values[name]
+            below, same = sum(each < mine for each in others), sum(each == mine for each in others)
+            expected = None if math.isnan(mine) else 100 * (below + same / 2) / len(others)
+            assert percentile == pytest.approx(expected, abs=1e-9)
+    page = http.get("/ui/url", params={"url": URLS[2]}).text
+    assert re.search(r'<code>failing_now</code></td><td>.*?</td><td class="number">83</td>', page)
+    assert platform.overview.some_targets(limit=2) != []
+    assert len(platform.overview.some_targets(limit=2)) <= 2
+
+
+def test_the_features_say_how_far_they_moved_and_whether_the_stores_agree(http: TestClient, platform: Platform) -> None:
+    assert http.get("/ui/features").text.count("not compared") == 2
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(2, 300, len(VECTOR))).astype(np.float32)
+    drawn[1, :, 0] += 3
+    save_drift(compare(drawn[0], drawn[1]), platform.settings.drift_file)
+    assert platform.check_features().ok
+    try:
+        page = http.get("/ui/features").text
+    finally:
+        platform.settings.drift_file.unlink()
+        platform.settings.consistency_file.unlink()
+    assert f'<code>{VECTOR[0].name}</code></td>\n<td class="number down">' in page
+    assert page.count('class="number down"') == 1
+    assert '<span class="up">agree</span>' in page
+    assert "Online against offline store" in page
+
+
 def test_past_forecasts_are_told_with_what_happened(http: TestClient, platform: Platform) -> None:
     served = platform.predictor.predict([URLS[2]], horizons=["24h"])
     platform.log_predictions("r", served, owner="local")
@@ -161,7 +201,7 @@ def test_monitors_are_searched_paged_and_paused(
     assert http.get("/ui/monitors?tag=even").text.count("/pause") == 2
     assert http.get("/ui/monitors?search=h1.ex").text.count("/pause") == 1
     assert "There is none like that" in http.get("/ui/monitors?search=h_.ex").text
-    monkeypatch.setattr(ui, "ROWS", 2)
+    monkeypatch.setattr(ui_monitors, "ROWS", 2)
     cursor = re.search(r'rel="next" href="([^"]+)"', http.get("/ui/monitors").text)
     assert cursor is not None
     assert http.get(f"/ui/monitors{cursor[1].replace('&amp;', '&')}").text.count("/pause") == 1
@@ -169,6 +209,34 @@ def test_monitors_are_searched_paged_and_paused(
     assert "Resume" in http.post(f"/ui/monitors/{monitor.monitor_id}/pause").text
     assert platform.crawl.monitor(monitor.monitor_id).paused
     assert "Pause" in http.post(f"/ui/monitors/{monitor.monitor_id}/resume").text
+
+
+def test_monitors_are_changed_by_selection(http: TestClient, platform: Platform) -> None:
+    ids = [row.monitor.monitor_id for row in platform.overview.monitors(limit=3).items]
+
+    def what(**form: object) -> tuple[int, str]:
+        reply = http.post("/ui/monitors/change", data=form)
+        return reply.status_code, reply.text
+
+    def now() -> list[tuple[bool, int, tuple[str, ...]]]:
+        found = [platform.crawl.monitor(each) for each in ids]
+        return [(each.paused, each.interval_s, each.tags) for each in found]
+
+    before = now()
+    assert "1 changed." in what(id=ids[1:2], what="pause")[1]
+    assert [paused for paused, _, _ in now()] == [False, True, False]
+    assert "1 changed." in what(which="all", search="h1.ex", what="resume")[1]
+    assert "2 changed." in what(which="all", tag="even", what="interval", value="120")[1]
+    assert [interval_s for _, interval_s, _ in now()] == [120, 60, 120]
+    assert "1 changed." in what(id=ids[1], what="tags", value="shop, eu")[1]
+    assert now()[1][2] == ("shop", "eu")
+    for wrong in ({"what": "pause"}, {"what": "interval", "value": "1", "id": ids}, {"what": "melt", "id": ids}):
+        assert what(**wrong)[0] == 422
+    assert "3 changed." in what(which="all", what="budget", value="2")[1]
+    assert "<h2>Adaptive budgets</h2>" in http.get("/ui/monitors").text
+    assert "3 changed." in what(which="all", what="interval", value="60")[1]
+    assert "1 changed." in what(id=ids[1], what="tags")[1]
+    assert now() == before
 
 
 def test_alerts_show_no_secret_and_channels_are_tried(http: TestClient, platform: Platform) -> None:

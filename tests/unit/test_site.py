@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from serving.app import create_app
-from serving.routes import pages, ui, ui_models
+from serving.routes import pages, ui, ui_models, ui_monitors
 from tests.support import environment, run
 from urlhealth.cli import app
 from urlhealth.features.catalog import VECTOR
@@ -58,7 +58,7 @@ def test_every_setting_is_there(site: Path) -> None:
 def test_every_call_and_every_page_is_there(site: Path) -> None:
     document = create_app().openapi()
     calls = {f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods}
-    routes = [*pages.router.routes, *ui.router.routes, *ui_models.router.routes]
+    routes = [*pages.router.routes, *ui.router.routes, *ui_models.router.routes, *ui_monitors.router.routes]
     shown = {f"{method} {route.path}" for route in routes for method in route.methods}
     assert len(calls) > 50
     assert len(shown) > 15

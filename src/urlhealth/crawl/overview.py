@@ -141,6 +141,14 @@ class Overview(Records):
             raise NotFound(f"there is no target {target_id}")
         return target_of(row)
 
+    def some_targets(self, *, limit: int, owner: str = LOCAL_OWNER) -> list[Target]:
+        """Targets without a name, spread evenly over all that there are."""
+        with self._engine.connect() as connection:
+            newest = connection.scalar(sa.select(sa.func.max(targets.c.id)).where(targets.c.owner == owner)) or 0
+            query = sa.select(*TARGET_COLUMNS).where(targets.c.owner == owner, targets.c.name.is_(None))
+            query = query.where(targets.c.id % (newest // limit + 1) == 0) if newest > limit else query
+            return [target_of(row) for row in connection.execute(query.limit(limit))]
+
     def last_failure(self, target_id: int) -> ProbeResult | None:
         """The newest failing verdict, with its attempts; None if none is stored."""
         query = sa.select(sa.literal(""), *RESULT_COLUMNS).where(
@@ -182,6 +190,14 @@ class Overview(Records):
             lambda row: TaskResult(position=row.position, sent_url=row.sent_url, result=result_of(row)),
         )
 
+    def monitor_ids(
+        self, *, search: str | None = None, tag: str | None = None, owner: str = LOCAL_OWNER
+    ) -> Sequence[str]:
+        """Of all monitors that :meth:`monitors` would list."""
+        query = sa.select(monitors.c.monitor_id).join(targets, targets.c.id == monitors.c.target_id)
+        with self._engine.connect() as connection:
+            return connection.scalars(_found(query, search, tag, owner)).all()
+
     def monitors(
         self,
         *,
@@ -195,13 +211,9 @@ class Overview(Records):
         table = current_predictions
         forecast = sa.and_(table.c.target_id == monitors.c.target_id, table.c.horizon == "24h")
         query = MONITORS.add_columns(table.c.health, table.c.status, table.c.probability).outerjoin(table, forecast)
-        query = query.where(
-            monitors.c.owner == owner, monitors.c.number > (0 if cursor is None else cursor_number("monitors", cursor))
+        query = _found(query, search, tag, owner).where(
+            monitors.c.number > (0 if cursor is None else cursor_number("monitors", cursor))
         )
-        if search:
-            query = query.where(targets.c.key.contains(search, autoescape=True))
-        if tag:
-            query = query.where(sa.func.replace(monitors.c.tags, f"\n{tag}\n", "") != monitors.c.tags)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(monitors.c.number).limit(limit + 1)).all()
         return page(rows, limit, "monitors", lambda row: _monitor_row(row, self._vault))
@@ -226,6 +238,15 @@ class Overview(Records):
             )
             for row in rows
         ]
+
+
+def _found(query: Any, search: str | None, tag: str | None, owner: str) -> Any:
+    query = query.where(monitors.c.owner == owner)
+    if search:
+        query = query.where(targets.c.key.contains(search, autoescape=True))
+    if tag:
+        query = query.where(sa.func.replace(monitors.c.tags, f"\n{tag}\n", "") != monitors.c.tags)
+    return query
 
 
 def _monitor_row(row: Any, vault: Vault) -> MonitorRow:

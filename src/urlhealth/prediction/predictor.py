@@ -177,6 +177,10 @@ class Predictor:
         """Look targets up again that were found before: some are no longer there."""
         self._shown.forget()
 
+    def vectors(self, targets: Sequence[Target]) -> npt.NDArray[np.float32]:
+        """The feature vector of each target, now, for no request: float32 (n, len(VECTOR)), NaN where not known."""
+        return self._known(targets, Stages()).vectors
+
     def champion(self) -> Champion:
         """The model that serves now; raises as :meth:`ChampionWatch.serving` does."""
         return self._champion.serving()
