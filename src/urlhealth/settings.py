@@ -36,6 +36,7 @@ _WRONG: Final = {
 
 
 _USERINFO: Final = re.compile(r"(://)[^/?#\s]+@")
+_SECRET_IN_QUERY: Final = re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token|key)[^=&\s]*=)[^&#\s]+", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -52,12 +53,13 @@ class Settings(BaseSettings):
 
     home: Path = Field(ROOT / "var", description="Folder of everything that the embedded stores keep.")
     database_url: str = Field(
-        "", description="SQLAlchemy URL of tasks, probes and monitors. Empty: SQLite in the home folder."
+        "", description="SQLAlchemy URL of tasks, probes and monitors. Empty: SQLite in the home folder.", repr=False
     )
     online_store: str = Field(
         "",
         description="Redis server of the newest features, like `redis://HOST:PORT/DB?prefix=NAME`. "
         "Empty: an LMDB file in the home folder.",
+        repr=False,
     )
     host: str = Field(
         "127.0.0.1", description="Address that the server listens on; loopback only, unless there are API keys."
@@ -99,7 +101,9 @@ class Settings(BaseSettings):
         "", description="URL that is always up, to tell an outage of our own network by. Empty: none is told."
     )
     broker_url: str = Field(
-        "", description="Broker of probing workers, redis:// or amqp://. Empty: the server probes by itself."
+        "",
+        description="Broker of probing workers, redis:// or amqp://. Empty: the server probes by itself.",
+        repr=False,
     )
     broker_prefix: str = Field("urlhealth", description="First part of the names of the broker's queues.", min_length=1)
     max_urls_per_task: int = Field(1_000_000, description="URLs that one task may have.", ge=1)
@@ -155,6 +159,7 @@ class Settings(BaseSettings):
         "",
         validation_alias=AliasChoices("MLFLOW_TRACKING_URI", "mlflow_tracking_uri"),
         description="MLflow's own variable. Empty: SQLite and a folder in the home folder.",
+        repr=False,
     )
     mlflow_ui: str = Field(
         "", description="Address of MLflow's pages, for links. Empty: that of the tracking server, if there is one."
@@ -280,8 +285,8 @@ def _problem(found: ErrorDetails) -> str:
 
 
 def redacted(url: str) -> str:
-    """A URL without the password, or user name alone, that stands in it."""
-    return _USERINFO.sub(r"\1***@", url)
+    """A URL, or a text with URLs in it, without passwords, or user names alone, that stand in it."""
+    return _SECRET_IN_QUERY.sub(r"\1***", _USERINFO.sub(r"\1***@", url))
 
 
 def expanded(text: str) -> str:

@@ -18,9 +18,9 @@ from urlhealth.alerts.store import AlertStore
 from urlhealth.crawl.database import open_database
 from urlhealth.crawl.store import CrawlStore
 from urlhealth.crawl.vault import Vault
-from urlhealth.errors import ConfigurationError, InvalidRequest
+from urlhealth.errors import ConfigurationError, InvalidRequest, UrlHealthError
 from urlhealth.platform import Platform
-from urlhealth.prediction.champion import unavailable
+from urlhealth.prediction.champion import ChampionWatch, unavailable
 from urlhealth.probing.urls import parse_target
 from urlhealth.settings import Settings, load_settings, redacted
 from urlhealth.vocabulary import DEFAULT_OPTIONS, MonitorSpec, Outcome, ProbeOptions
@@ -140,6 +140,8 @@ def test_stores_are_named_without_their_passwords() -> None:
     uri = "postgresql://ann:hunter2@db.example/mlflow"
     assert redacted(uri) == "postgresql://***@db.example/mlflow"
     assert redacted("sqlite:///a@b.db") == "sqlite:///a@b.db"
+    query = "redis://127.0.0.1:1/0?prefix=a&password=hunter2&x=1"
+    assert redacted(f"at {query} it is") == "at redis://127.0.0.1:1/0?prefix=a&password=***&x=1 it is"
     assert "hunter2" not in str(unavailable(uri, f"cannot connect to {uri}"))
 
 
@@ -217,3 +219,47 @@ def test_what_apprise_says_is_not_shown_where_a_part_of_the_url_is_in_it() -> No
     url = "mailto://ann:hun%2Fter2@mail.example/token-2?to=bob1&pass=pw12"
     said = ["cannot connect to mail.example", "no login as x:hun/ter2", "bad hun%2Fter2", "token-2", "pw12", "for bob1"]
     assert _without(said, url) == "cannot connect to mail.example"
+
+
+STORES = {
+    "database_url": [
+        "postgresql://ann:hunter2@127.0.0.1:1/x",
+        "nosuch://ann:hunter2@a/x",
+        "postgresql://ann:hunter2@a:b/",
+    ],
+    "online_store": ["redis://:hunter2@127.0.0.1:1/0", "redis://127.0.0.1:1/0?password=hunter2", "http://:hunter2@a/0"],
+    "broker_url": ["redis://:hunter2@127.0.0.1:1/0", "amqp://ann:hunter2@127.0.0.1:1//", "nosuch://ann:hunter2@a//"],
+    "mlflow_tracking_uri": ["http://ann:hunter2@127.0.0.1:1", "postgresql://ann:hunter2@a/x"],
+    "canary": ["http://ann:hunter2@127.0.0.1:1/"],
+}
+
+
+@pytest.mark.parametrize(("setting", "url"), [(name, url) for name, urls in STORES.items() for url in urls])
+def test_stores_that_cannot_be_reached_are_told_of_without_their_passwords(
+    setting: str, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In errors, in what `doctor`, health and the pages show, and in the log."""
+    caplog.set_level(logging.DEBUG)
+    settings = Settings(**{"home": tmp_path, "mlflow_tracking_uri": "", setting: url})  # type: ignore[arg-type]
+    platform = Platform(settings)
+    said = [repr(settings)] if setting != "canary" else []
+    try:
+        platform.open(check=False)
+        said += map(repr, platform.checks())
+        if setting != "mlflow_tracking_uri":  # whose client would try again for half a minute
+            platform.start()
+            said += map(repr, platform.checks())
+    except UrlHealthError as error:
+        said += [str(error), repr(error)]
+    platform.close()
+    if setting == "mlflow_tracking_uri" and url.startswith("http"):
+        with pytest.raises(UrlHealthError) as refused:
+            platform.champion.check()
+        said.append(str(refused.value))
+    assert "hunter2" not in "\n".join(said)
+    assert "hunter2" not in caplog.text
+
+
+def test_a_tracking_server_with_a_password_in_its_url_is_reached() -> None:
+    with serving(say(OK)) as port:
+        ChampionWatch(Settings(mlflow_tracking_uri=f"http://ann:hunter2@127.0.0.1:{port}")).check()

@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, parse_qs, urlencode, urlsplit, urlunsplit
 from urlhealth.errors import ConfigurationError, StoreUnavailable
 from urlhealth.feast_stores.packed import Layout, other_schema
 from urlhealth.feast_stores.rows import Row
+from urlhealth.settings import redacted
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -258,4 +259,4 @@ def _is_redis(url: SplitResult) -> bool:
 
 def _hidden(url: SplitResult) -> str:
     """The URL without user and password."""
-    return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
+    return redacted(urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2])))

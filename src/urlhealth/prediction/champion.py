@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -79,8 +80,10 @@ class ChampionWatch:
         if self._uri.startswith(_SQLITE):
             _peek(self._uri)
         elif self._uri.startswith(("http://", "https://")):
+            parts = urlsplit(self._uri)  # urllib takes user and password for a part of the name
+            asked = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
             try:
-                urllib.request.urlopen(f"{self._uri.rstrip('/')}/health", timeout=_ANSWER_S).close()
+                urllib.request.urlopen(asked, timeout=_ANSWER_S).close()
             except urllib.error.HTTPError:
                 pass  # It answers; whether it likes this caller is for MLflow to find out.
             except (OSError, ValueError, http.client.HTTPException) as error:
@@ -223,7 +226,7 @@ def read_version(tracking_uri: str, name: str, version: str, read: Callable[[Pat
         except Exception as error:  # MLflow lets through whatever its back ends raise.
             if source is None and getattr(error, "error_code", None) in _ABSENT:
                 raise NotFound(f"there is no version {version} of {name}") from error
-            raise StoreUnavailable(f"its files cannot be read: {one_line(error)}") from error
+            raise StoreUnavailable(redacted(f"its files cannot be read: {one_line(error)}")) from error
 
 
 def champion_version(tracking_uri: str) -> "ModelVersion | None":

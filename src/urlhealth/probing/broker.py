@@ -13,6 +13,7 @@ import orjson
 from celery import Celery
 from kombu import Connection, Queue
 from kombu.exceptions import OperationalError
+from kombu.transport import TRANSPORT_ALIASES
 
 from urlhealth.errors import ConfigurationError, one_line
 from urlhealth.vocabulary import DEFAULT_OPTIONS, Attempt, Outcome, ProbeOptions, ProbeRequest, ProbeResult, Target
@@ -44,7 +45,15 @@ def make_app(url: str, *, prefix: str) -> Celery:
     Args:
         url: of the broker, `redis://` or `amqp://`.
         prefix: first part of the names of all queues.
+
+    Raises:
+        ConfigurationError: the URL is of no kind of broker.
     """
+    scheme = url.partition(":")[0]
+    if scheme not in TRANSPORT_ALIASES:
+        raise ConfigurationError(
+            f"no broker is known by {scheme[:20]!r}: let URLHEALTH_BROKER_URL begin with redis or amqp"
+        )
     app = Celery("urlhealth", broker=url, set_as_current=False)
     app.conf.update(
         task_default_queue=queue_name(prefix, TASKS),
