@@ -271,7 +271,7 @@ def test_types_that_are_not_ours_are_refused(tmp_path: Path) -> None:
 #: Modules that load what can run code.
 LOADERS = {"cPickle", "cloudpickle", "dill", "joblib", "jsonpickle", "marshal", "pickle", "shelve"}
 #: From the processes that it has started itself, and from nowhere else.
-OUR_OWN = {"src/urlhealth/probing/process.py"}
+OUR_OWN = {"src/urlhealth/children.py", "src/urlhealth/probing/process.py"}
 
 
 def test_no_code_of_ours_loads_pickles_but_those_of_our_own_processes() -> None:

@@ -68,8 +68,8 @@ def open_database(url: str) -> sa.Engine:
             parsed = sa.make_url(url)
         except ValueError:  # which quotes a part of it, perhaps of the password
             raise StoreUnavailable(
-                "the database's URL has a port that is no number: see URLHEALTH_DATABASE_URL, and write what is special "
-                "in a password as %XX"
+                "the database's URL has a port that is no number: see URLHEALTH_DATABASE_URL, and write what is "
+                "special in a password as %XX"
             ) from None
         place = parsed.render_as_string(hide_password=True)
         engine = _sqlite_engine(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql_engine(parsed)
