@@ -1,12 +1,9 @@
 """The one place where settings choose the parts, and the parts meet."""
 
-import ctypes
-import gc
 import logging
 import os
 import random
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -16,14 +13,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import sqlalchemy as sa
 
+from urlhealth.background import Background
 from urlhealth.crawl.crawler import Crawler
 from urlhealth.crawl.database import open_database
-from urlhealth.crawl.lease import RENEWALS, Lease
+from urlhealth.crawl.lease import Lease
 from urlhealth.crawl.retention import Kept
 from urlhealth.crawl.served import ServedBatches
 from urlhealth.crawl.store import CrawlStore
@@ -43,7 +41,6 @@ from urlhealth.probing.process import ProbeProcess
 from urlhealth.probing.transfer import TrustedCertificates
 from urlhealth.settings import Settings, redacted
 from urlhealth.vocabulary import (
-    LOCAL_OWNER,
     MODEL_NAME,
     Clock,
     Dispatcher,
@@ -79,42 +76,15 @@ if TYPE_CHECKING:
     from urlhealth.prediction.shadow import Shadow
     from urlhealth.prediction.versions import Versions
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
-#: Longest that one turn of the crawl waits for results, and thus the time after which a new task is seen.
-_TURN_S = 0.1
-#: Time between two looks for probes that are not in the roll-ups: what a URL's state shows does not wait for them.
-_ROLL_UP_S = 2.0
-#: Time between two batches of what was served: what a killed process loses. And that until they are moved to the files.
-_LOG_S: Final = 0.5
-_MOVE_SERVED_S: Final = 5.0
-#: Pause after a batch of forecasts, as a share of the time that it took: requests and probes come first.
-_RESCORE_PAUSE: Final = 0.5
-#: The same after a step of anything that follows on probes, while a task wants more of them than can be made.
-_PROBES_FIRST_PAUSE: Final = 3.0
-#: Time between two looks for what to alert on, and for messages to send.
-_ALERT_S: Final = 1.0
-#: Time between two looks for what is older than it is kept for.
-_RETENTION_S = 600.0
-_DAY_MS = 86_400_000
+_DAY_MS: Final = 86_400_000
+#: How far back the figures of what was served go, if nothing else is asked for.
+_QUALITY_DAYS: Final = 7
 #: Time between two looks whether what is waited for was probed, and requests that may wait for that at once: each keeps
 #: a thread.
 _PROBED_POLL_S: Final = 0.05
 _MAX_WAITS: Final = 16
-#: Time between two looks at how good what was served has been, and how far back they go.
-_QUALITY_S: Final = 300.0
-_QUALITY_DAYS: Final = 7
-#: Time between two looks whether a retraining is due, or over.
-_RETRAIN_LOOK_S: Final = 5.0
-#: Time after which a loop that failed tries again.
-_RETRY_S = 1.0
-#: Longest time that a busy thread keeps the interpreter from the others: a request changes threads several times.
-_SWITCH_S: Final = 0.0005
-#: glibc's number for the most heaps (malloc.h), and how many we want. By default there are 8 for each core.
-_M_ARENA_MAX: Final = -8
-_HEAPS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +114,7 @@ class Platform:
         self.clock = clock
         self.worker_id = _new_worker_id()
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._background: Background | None = None
         self._crawler: Crawler | None = None
         self._database: sa.Engine | None = None
         self._waits = threading.BoundedSemaphore(_MAX_WAITS)
@@ -404,41 +374,17 @@ class Platform:
             features: run the pipeline. Without it, whoever runs it next finds what was probed.
             predict: watch the champion, and log what is predicted; with `features`, keep all forecasts up to date too.
         """
-        _share_heaps()
-        sys.setswitchinterval(_SWITCH_S)
-        settings = self.settings
-        crawler = self._crawler = Crawler(self.crawl, self.lease, self._make_engine)
+        self._crawler = Crawler(self.crawl, self.lease, self._make_engine)
+        self._background = Background(self, self._crawler, self._stop)
         self.lease.acquire()
-        self._loop("lease", self._renew, settings.lease_s / RENEWALS)
-        self._loop("crawl", lambda: crawler.step(_TURN_S), 0.0)
-        if features:
-            import pyarrow as pa
-
-            # Its own would keep what a batch has left free, beside what our heaps do.
-            pa.set_memory_pool(pa.system_memory_pool())
-            self._loop("pipeline", self._fold, settings.pipeline_poll_s)
-            self._loop("served-files", self._move_served, _MOVE_SERVED_S)
-            self._loop("rollups", self._roll_up, _ROLL_UP_S)
-            self._loop("retention", self._drop_old, _RETENTION_S)
-            self._loop("alerts", self._alert, _ALERT_S)
-            self._loop("alert-delivery", self._deliver, _ALERT_S)
-        if predict:
-            self._loop("champion", self._follow_champion, settings.champion_poll_s)
-            self._loop("prediction-log", self.prediction_log.write, _LOG_S)
-            if settings.shadow_share:
-                self._loop("shadow", self.shadow.step, _TURN_S)
-        if features and predict and (settings.retrain_every_h or settings.retrain_drift_psi):
-            self._loop("retraining", self.retraining.step, _RETRAIN_LOOK_S)
-        if features and predict:
-            self._loop("quality", self._judge, _QUALITY_S)
-            self._loop("current", self._rescore, settings.pipeline_poll_s)
+        self._background.start(features=features, predict=predict)
 
     def close(self) -> None:
         """Stop the background work, give the lease back, close the stores. May be called twice."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join(timeout=15)
-        self._threads.clear()
+        if self._background is not None:
+            self._background.join()
+            self._background = None
         crawler, database = self._crawler, self._database
         self._crawler = self._database = None
         with ExitStack() as steps:  # last in, first out: each is done, whatever happens to the others
@@ -549,10 +495,20 @@ class Platform:
         log.warning("erased a URL: %s", ", ".join(f"{count} {what}" for what, count in erased.items()))
         for erasure in self.crawl.pending_erasures():
             self.features.erase(erasure.kind, erasure.key, until_ms=erasure.until_ms, offline=False)
-        if not self._threads:
+        if self._background is None:
             with self.lease.kept() as mine:
                 if mine:
-                    self._carry_out_erasures()
+                    self.carry_out_erasures()
+
+    def carry_out_erasures(self) -> None:
+        """Erase what is left of URLs in the stores; for the writer, in the thread that publishes features."""
+        for erasure in self.crawl.pending_erasures():
+            rows = self.features.erase(erasure.kind, erasure.key, until_ms=erasure.until_ms)
+            logged = 0
+            if erasure.kind == "url":
+                logged = self.served_files.erase(erasure.key, until_ms=erasure.until_ms)
+            self.crawl.finish_erasure(erasure)
+            log.warning("erased the features of a %s: %d rows, %d predictions", erasure.kind, rows, logged)
 
     def pipeline_lag(self) -> int:
         """How many stored verdicts are not in the features yet."""
@@ -656,69 +612,12 @@ class Platform:
             canary=settings.canary,
         )
 
-    def _renew(self) -> None:
-        if self._crawler is not None and not self._crawler.failed:
-            self.lease.acquire()
-
-    def _follow_champion(self) -> None:
-        before = self.champion.problem
-        self.champion.refresh()
-        self.service_models.refresh()
-        if self.champion.problem not in (None, before):
-            log.error("%s", self.champion.problem)
-
-    def _fold(self) -> None:
-        if not self.lease.held:
-            return
-        self.features.apply_apart()
-        while not self._stop.is_set() and self._after_probes(self.pipeline.step):
-            _trim_heaps()
-        self._carry_out_erasures()
-
-    def _carry_out_erasures(self) -> None:
-        """In the thread that publishes features: erase what is left of URLs in the stores."""
-        for erasure in self.crawl.pending_erasures():
-            rows = self.features.erase(erasure.kind, erasure.key, until_ms=erasure.until_ms)
-            logged = 0
-            if erasure.kind == "url":
-                logged = self.served_files.erase(erasure.key, until_ms=erasure.until_ms)
-            self.crawl.finish_erasure(erasure)
-            log.warning("erased the features of a %s: %d rows, %d predictions", erasure.kind, rows, logged)
-
-    def _move_served(self) -> None:
-        """Move what was served into the files."""
-        from urlhealth.prediction.served_files import ROWS
-
-        while self.lease.held and not self._stop.is_set() and self._after_probes(self.served_files.step) >= ROWS:
-            pass
-        if self.lease.held:
-            self.served_files.drop_old(before_ms=self.kept().probes_ms)
-
     def kept(self) -> Kept:
         """From when on probes, roll-ups and incidents are kept, by the settings."""
         settings, now_ms = self.settings, self.clock()
         days = (settings.keep_probes_days, settings.keep_hours_days, settings.keep_days_days)
         probes_ms, hours_ms, days_ms = (now_ms - number * _DAY_MS if number else 0 for number in days)
         return Kept(probes_ms=probes_ms, hours_ms=hours_ms, days_ms=days_ms)
-
-    def _drop_old(self) -> None:
-        kept = self.kept()
-        if self.lease.held:
-            self.alerts.drop_old(lease=self.lease)
-        if self.lease.held and kept != Kept():
-            dropped = self.crawl.drop_old(kept, lease=self.lease)
-            log.info("too old: %s", ", ".join(f"{count} {what}" for what, count in dropped.items()))
-
-    def _alert(self) -> None:
-        while self.lease.held and not self._stop.is_set():
-            looked = self._after_probes(self.alert_evaluator.step)
-            self.alerts.make_messages(lease=self.lease)
-            if not looked:
-                return
-
-    def _deliver(self) -> None:
-        while self.lease.held and not self._stop.is_set() and self.alert_delivery.step():
-            pass
 
     def _slow_from(self, keys: Sequence[str]) -> Sequence[float]:
         """For targets, the least time of a probe (ms) that is slow for their own past."""
@@ -727,60 +626,6 @@ class Platform:
 
         found: list[float] = slow_from_ms(self.features.read(URL_STATE, list(keys)).states).tolist()
         return found
-
-    def _roll_up(self) -> None:
-        while (
-            self.lease.held
-            and not self._stop.is_set()
-            and self._after_probes(lambda: self.rollups.step(lease=self.lease))
-        ):
-            pass
-
-    def _judge(self) -> None:
-        self.live_quality = self.quality(owner=LOCAL_OWNER) if self.lease.held else None
-
-    def _rescore(self) -> None:
-        while self.lease.held and not self._stop.is_set():
-            if not self._after_probes(self.rescorer.step, pause=_RESCORE_PAUSE):
-                return
-
-    def _after_probes(self, step: Callable[[], T], *, pause: float = 0.0) -> T:
-        """One step of what follows on the probes, and a pause after it: longer while probing is as busy as it can be.
-
-        Args:
-            pause: its least length, as a share of the step's.
-        """
-        started_s = time.perf_counter()
-        done = step()
-        if self._crawler is not None and self._crawler.behind:
-            pause = _PROBES_FIRST_PAUSE
-        self._stop.wait(pause * (time.perf_counter() - started_s))
-        return done
-
-    def _loop(self, name: str, turn: Callable[[], object], pause_s: float) -> None:
-        """Call `turn` again and again in a thread of its own; a failure is logged and tried again."""
-
-        def run() -> None:
-            settled = False
-            while not self._stop.is_set():
-                wait_s = pause_s
-                try:
-                    turn()
-                    if not settled:
-                        # What the first turn imported stays. To walk it again and again would hold up requests for
-                        # 80 ms each time.
-                        gc.freeze()
-                        settled = True
-                except LeaseLost as error:
-                    log.warning("%s: %s", name, error)
-                except Exception:
-                    log.exception("%s failed; trying again in %g s", name, _RETRY_S)
-                    wait_s = max(pause_s, _RETRY_S)
-                self._stop.wait(wait_s)
-
-        thread = threading.Thread(target=run, name=f"urlhealth-{name}", daemon=True)
-        thread.start()
-        self._threads.append(thread)
 
 
 def work(settings: Settings, *, queues: Sequence[str] | None, concurrency: int) -> int:
@@ -821,15 +666,3 @@ def _no_celery(error: ImportError) -> ConfigurationError:
 
 def _new_worker_id() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-
-
-def _share_heaps() -> None:
-    """Let threads share heaps: with one each, what their batches have left free there is not used by the others."""
-    with suppress(OSError, AttributeError):  # the C library is another one
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _HEAPS)
-
-
-def _trim_heaps() -> None:
-    """Give free memory back to the system, wherever it lies in the heaps: a batch leaves a hundred megabytes."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

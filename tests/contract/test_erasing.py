@@ -182,7 +182,7 @@ def test_a_step_under_way_does_not_bring_it_back(
     platform.lease.release()
     platform.build_features()
     assert platform.lease.acquire()
-    platform._carry_out_erasures()
+    platform.carry_out_erasures()
     assert "secret-shop" not in everything(platform)
     assert platform.features.read(URL_STATE, [KEPT]).ts_ms.tolist() == [clock.now_ms]
 
@@ -198,7 +198,7 @@ def test_what_comes_after_it_stays(platform: Platform, clock: HandClock) -> None
     platform.lease.release()
     platform.build_features()
     assert platform.lease.acquire()
-    platform._carry_out_erasures()
+    platform.carry_out_erasures()
     found = platform.features.read(URL_STATE, [GONE])
     assert found.ts_ms.tolist() == [clock.now_ms]
     assert found.states["checks"].tolist() == [1]
