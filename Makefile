@@ -14,10 +14,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test faults check bench docs client lock sbom audit clean
+.PHONY: help setup demo run test faults check bench docs screenshots client lock sbom audit clean
 
 help: ## print this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## make .venv and install the locked dependencies
 
@@ -52,6 +52,9 @@ bench: setup ## side-by-side measurements against peers
 
 docs: setup ## build the documentation as a site, into site/
 	$(BIN)/python -m mkdocs --quiet build --strict
+
+screenshots: setup ## photograph the pages of a demo in chromium, for README and docs (some minutes)
+	$(BIN)/python -m demo.screenshots
 
 client: setup ## make what of the Python client is derived from the OpenAPI document
 	PYTHONPATH=. $(BIN)/python clients/python/generate.py

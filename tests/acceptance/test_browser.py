@@ -30,8 +30,10 @@ PAGES = {
     "monitors": "/ui/monitors",
     "alerts": "/ui/alerts",
     "models": "/ui/models",
+    "promote": "/ui/models/change?to=1",
     "features": "/ui/features",
     "status": "/status",
+    "login": "/login",
     "api": "/docs",
 }
 
@@ -131,7 +133,9 @@ def test_each_page_opens_at_two_widths(page: Any, pictures: Path, name: str) -> 
         if name != "api":
             # Wide tables scroll in their own box: the page itself never does.
             assert page.evaluate("document.documentElement.scrollWidth") <= pixels
-        assert serious_faults(page) == []
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            assert serious_faults(page) == [], scheme
         page.screenshot(path=pictures / f"{name}-{width}.png", full_page=True)
         assert (pictures / f"{name}-{width}.png").stat().st_size > 5_000
 
@@ -170,3 +174,23 @@ def test_a_monitor_is_paused_where_it_stands_and_a_channel_is_tried(page: Any) -
     page.goto("/ui/alerts")
     page.get_by_role("button", name="Test hook").click()
     page.get_by_role("status").filter(has_text="connect").wait_for()
+
+
+def test_monitors_that_are_ticked_or_found_are_changed_together(page: Any) -> None:
+    page.goto("/ui/monitors")
+    page.get_by_label(f"Change {URL}").check()
+    page.get_by_label("to", exact=True).select_option("pause")
+    page.get_by_role("button", name="Change", exact=True).click()
+    page.get_by_text("1 changed.").wait_for()
+    assert page.get_by_role("button", name=f"Resume {URL}").is_visible()
+    page.get_by_label("all there are").check()
+    page.get_by_label("to", exact=True).select_option("resume")
+    page.get_by_role("button", name="Change", exact=True).click()
+    page.get_by_text("2 changed.").wait_for()
+    assert page.get_by_role("button", name=f"Pause {URL}").is_visible()
+
+
+def test_features_of_a_url_stand_among_all(page: Any) -> None:
+    page.goto(PAGES["url"])
+    page.get_by_text("features, now").click()
+    assert page.get_by_role("columnheader", name="Percentile among all").is_visible()

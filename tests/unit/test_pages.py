@@ -298,3 +298,17 @@ def test_who_is_logged_in_can_log_out(tmp_path: Path) -> None:
         assert "Log out" in client.post("/login", data={"key": secret}).text
         assert client.post("/logout").url.path == "/login"
         assert client.get("/").url.path == "/login"
+
+
+def test_the_pace_is_that_of_the_last_minute(tmp_path: Path) -> None:
+    with closing(Platform(Settings(home=tmp_path, mlflow_tracking_uri=""), clock=lambda: NOW_MS)) as own:
+        own.open(check=False)
+        assert own.overview.probes_per_s() == 0
+        old, new = (
+            [(parse_target(URLS[0]), replace(probed(URLS[0], 0, failing=False), ts_ms=ts_ms)) for ts_ms in times]
+            for times in (range(NOW_MS - HOUR_MS, NOW_MS - HOUR_MS + 500), range(NOW_MS - 10_000, NOW_MS, 10))
+        )
+        own.crawl.import_probes([*old, *new[:120]])
+        assert own.overview.probes_per_s() == 120 / 60
+        own.crawl.import_probes(new[120:])
+        assert own.overview.probes_per_s() == pytest.approx(1000 / 10)

@@ -36,8 +36,9 @@ from urlhealth.vocabulary import (
 
 #: Counts over all targets are as old as this at most.
 _COUNTS_KEPT_MS: Final = 10_000
-#: Probes over which their pace is told.
+#: Probes, and time, over which their pace is told.
 _PACE: Final = 1_000
+_PACE_MS: Final = 60_000
 _FAILURES: Final = tuple(outcome.value for outcome in Outcome if outcome.health is Health.DOWN)
 
 
@@ -114,18 +115,15 @@ class Overview(Records):
             up=by_health[Health.UP], down=by_health[Health.DOWN], unknown=by_health[Health.UNKNOWN], stale=stale
         )
 
-    def probes_per_s(self) -> float | None:
-        """How fast the newest probes came; None if there are few, or none is new."""
+    def probes_per_s(self) -> float:
+        """How many probes began in a second, in the last minute, or since the newest so many began if that is less."""
         now_ms = self._clock()
+        newest = sa.select(sa.func.max(probes.c.id)).scalar_subquery()
+        query = sa.select(probes.c.ts_ms).where(probes.c.id > newest - _PACE, probes.c.ts_ms > now_ms - _PACE_MS)
         with self._engine.connect() as connection:
-            newest = connection.scalar(sa.select(sa.func.max(probes.c.id)))
-            if newest is None or newest <= 1:
-                return None
-            first = max(1, newest - _PACE)
-            query = sa.select(probes.c.id, probes.c.ts_ms).where(probes.c.id >= first).order_by(probes.c.id).limit(1)
-            row = connection.execute(query).one()
-        span_ms = now_ms - row.ts_ms
-        return None if span_ms <= 0 or span_ms > 3_600_000 else (newest - row.id) * 1000 / span_ms
+            begun = connection.scalars(query).all()
+        span_ms = now_ms - min(begun) if len(begun) == _PACE else _PACE_MS
+        return len(begun) * 1000 / max(span_ms, 1)
 
     def target_id(self, url: str, *, name: str | None = None, owner: str = LOCAL_OWNER) -> int:
         """The number of a target; raises `NotFound`."""
