@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from anyio.to_thread import run_sync
 from starlette.datastructures import Headers
@@ -24,6 +24,7 @@ from serving.errors import NOT_LOCAL, problem, problem_of
 from urlhealth.crawl.keys import LOCAL, Caller, KeyStore, Scope
 from urlhealth.errors import Forbidden, QuotaExceeded, Unauthenticated, UrlHealthError
 from urlhealth.platform import Platform
+from urlhealth.settings import redacted
 
 #: What a request's scope has the caller under.
 CALLER: Final = "urlhealth.caller"
@@ -174,8 +175,8 @@ class AccessControl:
         try:
             await app(scope, receive, send_noting)
         finally:
-            query = scope.get("query_string", b"").decode("latin-1")
-            action = f"{scope['method']} {scope['path']}{'?' if query else ''}{query}"[:_LONGEST_ACTION]
+            query = unquote(scope.get("query_string", b"").decode("latin-1"))
+            action = redacted(f"{scope['method']} {scope['path']}{'?' if query else ''}{query}")[:_LONGEST_ACTION]
             request_id = scope.get("state", {}).get("request_id")
             address = (scope.get("client") or (None,))[0]
 

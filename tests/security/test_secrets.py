@@ -263,3 +263,16 @@ def test_stores_that_cannot_be_reached_are_told_of_without_their_passwords(
 def test_a_tracking_server_with_a_password_in_its_url_is_reached() -> None:
     with serving(say(OK)) as port:
         ChampionWatch(Settings(mlflow_tracking_uri=f"http://ann:hunter2@127.0.0.1:{port}")).check()
+
+
+def test_the_audit_log_has_no_password_of_a_url(platform: Platform, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with TestClient(create_app(platform)) as http:
+        for url in ("https://ann:hunter2@a.example/", "https://a.example/?token=hunter2"):
+            http.delete("/api/v1/url", params={"url": url})
+        found = http.get("/api/v1/audit").json()["items"]
+        assert [item["action"].partition("?")[0] for item in found] == ["DELETE /api/v1/url"] * 2
+        assert "hunter2" not in str(found)
+        assert "hunter2" not in http.get("/metrics").text
+    ours = [record for record in caplog.records if not record.name.startswith("httpx")]  # that is the caller
+    assert "hunter2" not in "".join(record.getMessage() for record in ours)
