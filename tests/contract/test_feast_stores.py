@@ -270,6 +270,23 @@ def test_the_registry_is_replaced_whole(applied: FeatureStores, home: Path) -> N
     assert not list(registry.parent.glob(".registry.db*"))
 
 
+@VIEWS
+def test_feast_knows_the_types_of_what_a_rebuild_wrote(stores: FeatureStores, view: StateView) -> None:
+    """Polars writes it, whose lists and strings are Arrow's large ones."""
+    from feast.type_map import pa_to_feast_value_type
+
+    with stores.draft() as draft:
+        draft.write(rows(view, ["k"], [T0_MS]), segment="1", created_ms=T0_MS)
+        draft.publish()
+    feast = stores.feast()
+    source, offline = feast.get_feature_view(view.name).batch_source, feast._get_provider().offline_store
+    types = offline.get_table_column_names_and_types_from_data_source(feast.config, source)
+    assert [name for name, _ in types[3:]] == [column.name for column in view.columns]
+    kinds = {"float64": "DOUBLE", "float32": "FLOAT", "int64": "INT64", "int32": "INT32"}
+    wanted = [kinds[column.dtype] + "_LIST" * (column.length > 1) for column in view.columns]
+    assert [pa_to_feast_value_type(dtype).name for _, dtype in types[3:]] == wanted
+
+
 @pytest.mark.parametrize("damage", [b"no database" * 1000, b"", None])
 def test_an_online_file_that_is_none_is_named_and_made_anew(tmp_path: Path, damage: bytes | None) -> None:
     """None: cut in half."""

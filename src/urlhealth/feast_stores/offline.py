@@ -273,7 +273,7 @@ class UrlHealthOfflineStore(OfflineStore):
 
         found = segments.files(sources.source_path(config, data_source))
         schema = pq.read_schema(found[-1]) if found else pa.schema([])
-        return [(field.name, str(field.type)) for field in schema]
+        return [(field.name, str(sources.plain(field.type))) for field in schema]
 
 
 def _as_stored(rows: pl.DataFrame, keys: list[str], timestamp: str, created: str | None) -> pa.Table:

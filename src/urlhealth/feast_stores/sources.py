@@ -116,16 +116,17 @@ def _us(moment: datetime | None) -> int | None:
 def to_arrow(frame: pl.DataFrame) -> Any:
     """A `pyarrow.Table` with the plain strings, bytes and lists that Feast's type checks know."""
     table = frame.to_arrow()
-    return table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
+    return table.cast(pa.schema([field.with_type(plain(field.type)) for field in table.schema]))
 
 
-def _plain(dtype: Any) -> Any:
+def plain(dtype: Any) -> Any:
+    """The Arrow type without large and view variants, which Feast does not know."""
     if pa.types.is_large_string(dtype) or pa.types.is_string_view(dtype):
         return pa.string()
     if pa.types.is_large_binary(dtype) or pa.types.is_binary_view(dtype):
         return pa.binary()
     if pa.types.is_large_list(dtype):
-        return pa.list_(_plain(dtype.value_type))
+        return pa.list_(plain(dtype.value_type))
     if pa.types.is_struct(dtype):
-        return pa.struct([field.with_type(_plain(field.type)) for field in dtype])
+        return pa.struct([field.with_type(plain(field.type)) for field in dtype])
     return dtype
