@@ -112,8 +112,11 @@ async def answered_by_service(request: Request, model: ServiceModel, entities: M
     """
     count = max(map(len, entities.values()), default=0)
     _check_count(count, MAX_ROWS, "entities")
-    score = partial(model.score, entities, now_ms=request.app.state.platform.clock())
-    scores = score() if model.is_near and count <= _FEW_ROWS else await run_sync(score)
+    now_ms = request.app.state.platform.clock()
+    if model.is_near and count <= _FEW_ROWS:
+        scores = await model.answer(entities, now_ms=now_ms)
+    else:
+        scores = await run_sync(partial(model.score, entities, now_ms=now_ms))
     return Answer(
         model=model.name,
         model_version=model.version,

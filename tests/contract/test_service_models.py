@@ -1,5 +1,6 @@
 """Models of your own on feature services: what they answer is what the classifier says to what Feast has stored."""
 
+import asyncio
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from starlette.testclient import TestClient
 
 from models.registry import tracking
 from serving.app import create_app
-from urlhealth.errors import ModelMismatch, NotFound
+from urlhealth.errors import InvalidRequest, ModelMismatch, NotFound
 from urlhealth.platform import Platform
 from urlhealth.prediction.compiled import compiled
 from urlhealth.prediction.estimators import Forest
@@ -274,3 +275,25 @@ def test_trees_that_are_none_are_not_compiled(tmp_path: Path) -> None:  # noqa: 
             broken.child[2 * inner] = child
         with pytest.raises(ModelMismatch, match=words):
             compiled(broken, columns=6)
+
+
+def test_what_is_asked_at_once_is_answered_together_and_each_gets_its_own(world: World) -> None:
+    world.register(fitted(HistGradientBoostingClassifier(max_iter=10, random_state=0), NAMES))
+    world.platform.service_models.refresh()
+    model = world.platform.service_models.named("churn")
+    now_ms = round(NOW.timestamp() * 1000)
+    asked: list[dict[str, list[Any]]] = [{"shop": [1, 2]}, {"shop": [999]}, {"shop": ["a"]}, {"x": [1]}, {"shop": [3]}]
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*(model.answer(each, now_ms=now_ms) for each in asked), return_exceptions=True)
+
+    found = asyncio.run(ask_all())
+    for entities, scores in zip(asked, found, strict=True):
+        if isinstance(scores, BaseException):
+            with pytest.raises(InvalidRequest):
+                model.score(entities, now_ms=now_ms)
+            continue
+        alone = model.score(entities, now_ms=now_ms)
+        np.testing.assert_allclose(scores.probability, alone.probability, atol=1e-7)
+        assert scores.status == alone.status
+    assert [isinstance(scores, InvalidRequest) for scores in found] == [False, False, True, True, False]

@@ -101,7 +101,8 @@ class ViewArrays:
         if self._view.block is not None:  # where they are null there is NaN already
             offset, kind = self._view.block
             end = offset + len(self.features) * kind.itemsize
-            found = heads.view(np.uint8).reshape(len(heads), -1)[:, offset:end].view(kind).astype(dtype)
+            octets = heads.view(np.uint8).reshape(len(heads), heads.dtype.itemsize)
+            found = octets[:, offset:end].view(kind).astype(dtype)
         else:
             found = self._view.columns(heads, np.dtype(dtype))
         if len(found) == len(self._held):

@@ -80,7 +80,8 @@ class Batcher(Generic[Question, Answer]):
 class Gatherer(Generic[Question, Answer]):
     """Answers questions in the thread of the event loop that they come from: for what takes less than handing it over.
 
-    What is asked in one turn of the loop is answered in the next. Each loop has its own questions.
+    What is asked in one turn of the loop is answered in the next. Each loop has its own questions. A question that has
+    no answer leaves the others theirs.
     """
 
     def __init__(
@@ -89,7 +90,11 @@ class Gatherer(Generic[Question, Answer]):
         *,
         fits: Callable[[Sequence[Question], Question], bool],
     ) -> None:
-        """The same as of a `Batcher`."""
+        """
+        Args:
+            answer: called with one question or more; where it fails for several, it is called with each alone.
+            fits: whether a question may be answered together with those before it.
+        """
         self._answer = answer
         self._fits = fits
         self._waiting: WeakKeyDictionary[
@@ -120,13 +125,18 @@ class Gatherer(Generic[Question, Answer]):
             waiting.popleft()
         if waiting:
             loop.call_soon(self._work, loop)
-        if not asked:
-            return
+        if taken:
+            self._settle(taken)
+
+    def _settle(self, taken: Sequence[tuple[Question, asyncio.Future[Answer], Context]]) -> None:
         try:
-            answers = taken[0][2].run(self._answer, asked)
+            answers = taken[0][2].run(self._answer, [question for question, _, _ in taken])
         except Exception as error:
-            for _, future, _ in taken:
-                future.set_exception(error)
+            if len(taken) == 1:
+                taken[0][1].set_exception(error)
+            else:  # Whose fault it is, each alone will show.
+                for one in taken:
+                    self._settle([one])
         else:
             for (_, future, _), answer in zip(taken, answers, strict=True):
                 future.set_result(answer)

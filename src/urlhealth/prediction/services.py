@@ -8,6 +8,8 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from urlhealth.errors import ModelMismatch, NotFound, UrlHealthError, one_line
+from urlhealth.prediction.batching import Gatherer
 from urlhealth.prediction.champion import alias_version, has_registry, read_version
 from urlhealth.prediction.compiled import Scorer, scorer_of
 from urlhealth.prediction.estimators import read_skops, skops_file
@@ -31,6 +34,11 @@ SERVICE_TAG: Final = "feature_service"
 #: What such a model may be made of, beside what skops holds for harmless. Of these trees only the numbers are used:
 #: scikit-learn's own code would follow them wherever they lead.
 _TREES: Final = ("sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",)
+
+#: What is asked together at most.
+_TOGETHER: Final = 256
+#: Values by join key, and the instant of reading.
+_Asked = tuple[Mapping[str, Sequence[Any]], int]
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +67,18 @@ class ServiceModel:
     #: For each of the model's features, its column among those of the service; None if they are the same.
     _columns: npt.NDArray[np.intp] | None
 
+    @cached_property
+    def _gatherer(self) -> Gatherer[_Asked, Scores]:
+        return Gatherer(partial(_together, self.score), fits=_fits)
+
     @property
     def is_near(self) -> bool:
         """Whether :meth:`score` waits for no other process."""
         return self._reader.is_embedded
+
+    async def answer(self, entities: Mapping[str, Sequence[Any]], *, now_ms: int) -> Scores:
+        """:meth:`score` in an event loop, for a few entities, together with what else is asked in this turn of it."""
+        return await self._gatherer.ask((entities, now_ms))
 
     def score(self, entities: Mapping[str, Sequence[Any]], *, now_ms: int) -> Scores:
         """Probabilities for entities, by what is stored of them.
@@ -82,6 +98,26 @@ class ServiceModel:
         if missing.any():
             probability[missing] = np.nan
         return Scores(probability=probability, status=status)
+
+
+def _fits(asked: Sequence[_Asked], other: _Asked) -> bool:
+    count = sum(len(next(iter(entities.values()), ())) for entities, _ in (*asked, other))
+    return other[0].keys() == asked[0][0].keys() and count <= _TOGETHER
+
+
+def _together(score: Callable[..., Scores], asked: Sequence[_Asked]) -> list[Scores]:
+    """The scores for each of several questions with the same join keys."""
+    if len(asked) == 1:
+        return [score(asked[0][0], now_ms=asked[0][1])]
+    found = score(
+        {key: [*chain.from_iterable(entities[key] for entities, _ in asked)] for key in asked[0][0]},
+        now_ms=asked[-1][1],
+    )
+    ends = [*accumulate((len(next(iter(entities.values()))) for entities, _ in asked), initial=0)]
+    return [
+        Scores(probability=found.probability[start:end], status=found.status[start:end])
+        for start, end in pairwise(ends)
+    ]
 
 
 class ServiceModels:
