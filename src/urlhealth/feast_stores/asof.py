@@ -134,7 +134,9 @@ def values_at(
     index = np.zeros(left.height, np.uint32)
     index[hit] = place
     at = pl.select(pl.when(pl.Series(hit)).then(pl.Series(index))).to_series()
-    return values.sort(_ROW).select(pl.col(columns).gather(at))
+    if not values[_ROW].is_sorted():  # most often they come as they are read
+        values = values.sort(_ROW)
+    return values.select(pl.col(columns).gather(at))
 
 
 def newest(frame: pl.DataFrame, keys: list[str]) -> pl.Series:
