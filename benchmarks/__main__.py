@@ -2,7 +2,20 @@
 
 import sys
 
-from benchmarks import crawl, feast, features, history, monitors, polling, probing, scale, served, service, serving
+from benchmarks import (
+    crawl,
+    feast,
+    features,
+    history,
+    monitors,
+    pages,
+    polling,
+    probing,
+    scale,
+    served,
+    service,
+    serving,
+)
 
 BENCHMARKS = {
     "feast": feast.main,
@@ -13,6 +26,7 @@ BENCHMARKS = {
     "scale": scale.main,
     "monitors": monitors.main,
     "history": history.main,
+    "pages": pages.main,
     "polling": polling.main,
     "served": served.main,
     "serving": serving.main,

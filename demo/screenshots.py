@@ -50,9 +50,9 @@ def photograph(address: str) -> None:
     flapping = next(item["url"] for item in items if "flapping" in item["url"] and item["health"] == "up")
     httpx.post(f"{address}/api/v1/predictions", json={"urls": [item["url"] for item in items]}, timeout=60)
     shots = {
-        "overview": ("/", 1_500, 1_150),
+        "overview": ("/?now=up", 1_180, 760),
         "url": (f"/ui/url?url={quote(flapping, safe='')}", 1_180, 1_250),
-        "models": ("/ui/models", 1_500, 640),
+        "models": ("/ui/models", 1_180, 640),
         "monitors": ("/ui/monitors", 1_180, 640),
     }
     with sync_playwright() as driver:

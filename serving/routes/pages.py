@@ -76,9 +76,11 @@ class Calibration:
 
 
 @router.get("/")
-def overview(request: Request, platform: PlatformDep, owner: Owner, cursor: Cursor = None) -> Response:
-    """URLs by risk, riskiest first; where nothing is predicted yet, URLs with their state."""
-    return render(request, "overview.html", _context(platform, cursor, owner))
+def overview(
+    request: Request, platform: PlatformDep, owner: Owner, now: Health | None = None, cursor: Cursor = None
+) -> Response:
+    """URLs by risk, riskiest first, all or those that are so `now`; where nothing is predicted yet, their state."""
+    return render(request, "overview.html", _context(platform, now, cursor, owner))
 
 
 @router.get("/login")
@@ -137,13 +139,14 @@ def docs(request: Request) -> Response:
     return render(request, "docs.html")
 
 
-def _context(platform: Platform, cursor: str | None, owner: str) -> dict[str, Any]:
-    page = platform.current.riskiest(horizon=HORIZON, limit=MAX_ROWS, cursor=cursor, owner=owner)
+def _context(platform: Platform, now: Health | None, cursor: str | None, owner: str) -> dict[str, Any]:
+    page = platform.current.riskiest(horizon=HORIZON, limit=MAX_ROWS, cursor=cursor, health=now, owner=owner)
     rows = [_row(item) for item in page.items]
     champion = platform.champion.current
     first = page.items[0].prediction if page.items else None
     return {
-        "rows": rows or _without_model(platform, owner),
+        "rows": rows or ([] if now else _without_model(platform, owner)),
+        "now": now,
         "model": None if first is None else f"{first.model} version {first.model_version}",
         "horizon": HORIZON,
         "counts": platform.overview.counts(owner=owner),

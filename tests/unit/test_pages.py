@@ -104,6 +104,11 @@ def test_the_overview_counts_and_is_paged(http: TestClient, monkeypatch: pytest.
     assert (len(seen[0]), len(seen[1]), len({*seen[0], *seen[1]})) == (2, 1, 3)
 
 
+def test_the_overview_shows_what_is_up_or_down_alone(http: TestClient) -> None:
+    shown = {now: set(re.findall(r"/ui/url\?url=https%3A%2F%2F(h\d)", http.get(f"/?now={now}").text)) for now in Health}
+    assert shown == {Health.UP: {"h0", "h1"}, Health.DOWN: {"h2"}, Health.UNKNOWN: set()}
+
+
 def test_the_overview_says_how_risk_has_moved_and_whether_it_was_so(platform: Platform) -> None:
     row = pages.Row(
         target="t", url="u", health=Health.UP, freshness=Freshness.FRESH, age_s=1.0, simulated=False,

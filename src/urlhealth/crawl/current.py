@@ -103,6 +103,7 @@ class CurrentPredictions(Records):
         cursor: str | None = None,
         group: str | None = None,
         tag: str | None = None,
+        health: Health | None = None,
         owner: str = LOCAL_OWNER,
     ) -> Page[CurrentPrediction]:
         """Targets by how likely they are to fail within the horizon, riskiest first.
@@ -110,6 +111,7 @@ class CurrentPredictions(Records):
         Args:
             group: those of this group only.
             tag: those whose monitor has this tag only.
+            health: those that are so now only.
 
         Raises:
             InvalidCursor: the cursor is none of this list.
@@ -120,6 +122,8 @@ class CurrentPredictions(Records):
         query = query.where(table.c.owner == owner, table.c.horizon == horizon)
         if group is not None:
             query = query.where(table.c.group == group)
+        if health is not None:
+            query = query.where(table.c.health == health.value)
         if tag is not None:
             # SQLite's LIKE would not tell capitals from small letters.
             tagged = sa.func.replace(monitors.c.tags, f"\n{tag}\n", "") != monitors.c.tags
