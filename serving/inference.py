@@ -21,7 +21,7 @@ from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
-from urlhealth.prediction.services import ServiceModel, ServiceModels
+from urlhealth.prediction.services import ServiceModel, ServiceModels, as_served
 from urlhealth.vocabulary import HORIZONS, MODEL_NAME, PROBABILITIES
 
 Matrix = npt.NDArray[np.float32]
@@ -105,18 +105,22 @@ async def _of_urls(request: Request, platform: Platform, urls: Sequence[Any], mo
 
 
 async def answered_by_service(request: Request, model: ServiceModel, entities: Mapping[str, list[Any]]) -> Answer:
-    """What a model of your own says of entities, by join key.
+    """What a model of your own says of entities, by join key; logged as served.
 
     Raises:
         InvalidRequest, StoreUnavailable.
     """
     count = max(map(len, entities.values()), default=0)
     _check_count(count, MAX_ROWS, "entities")
-    now_ms = request.app.state.platform.clock()
+    platform: Platform = request.app.state.platform
+    now_ms = platform.clock()
     if model.is_near and count <= _FEW_ROWS:
         scores = await model.answer(entities, now_ms=now_ms)
     else:
         scores = await run_sync(partial(model.score, entities, now_ms=now_ms))
+    platform.log_predictions(
+        request.state.request_id, as_served(model, entities, scores), owner=request.scope[CALLER].owner
+    )
     return Answer(
         model=model.name,
         model_version=model.version,

@@ -518,7 +518,7 @@ class Platform:
         """Queue what was served for the log, and for the challenger's turn at it; never waits."""
         served = Served(request_id=request_id, owner=owner, ts_ms=self.clock(), forecasts=forecasts)
         self.prediction_log.put(served)
-        if self.settings.shadow_share:
+        if self.settings.shadow_share and forecasts.model == MODEL_NAME:
             self.shadow.offer(served)
 
     def checks(self) -> list[Check]:

@@ -443,6 +443,8 @@ HORIZONS: Final = {f"{hours}h": hours for hours in HORIZONS_H}
 
 #: What the registered model returns, in this order: for each horizon the probability that the target is seen failing at
 #: any time within it, then for each horizon the probability that it is failing at its end.
+#: In place of a horizon, of what a model says that does not look ahead: one of your own.
+NO_HORIZON: Final = ""
 PROBABILITIES: Final = (
     *(f"onset_{hours}h" for hours in HORIZONS_H),
     *(f"failing_{hours}h" for hours in HORIZONS_H),
@@ -512,7 +514,7 @@ class Forecasts(Sequence[Prediction]):
     health: Sequence[Health]
     age_s: Sequence[float | None]
     observed_ms: Sequence[int | None]
-    #: float64 (n, len(PROBABILITIES)); NaN where nothing is known.
+    #: float64 (n, len(PROBABILITIES)); NaN where nothing is known. For `NO_HORIZON`, (n, 1).
     probabilities: "npt.NDArray[np.float64]"
     model: str
     model_version: str

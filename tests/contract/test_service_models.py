@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import tritonclient.http as triton
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
@@ -21,6 +22,7 @@ from starlette.testclient import TestClient
 
 from models.registry import tracking
 from serving.app import create_app
+from tests.support import served_by
 from urlhealth.errors import InvalidRequest, ModelMismatch, NotFound
 from urlhealth.platform import Platform
 from urlhealth.prediction.compiled import compiled
@@ -297,3 +299,17 @@ def test_what_is_asked_at_once_is_answered_together_and_each_gets_its_own(world:
         np.testing.assert_allclose(scores.probability, alone.probability, atol=1e-7)
         assert scores.status == alone.status
     assert [isinstance(scores, InvalidRequest) for scores in found] == [False, False, True, True, False]
+
+
+def test_what_was_served_is_logged(world: World, http: TestClient) -> None:
+    version = world.register(fitted(HistGradientBoostingClassifier(max_iter=5, random_state=0), NAMES))
+    world.platform.service_models.refresh()
+    reply = http.post(INFER, json=asked([4, 999]), headers={"X-Request-ID": "logged"})
+    world.platform.lease.acquire()
+    rows = served_by(world.platform).filter(pl.col("__request_id") == "logged").sort("url")
+    assert rows["url"].to_list() == ["shop=4", "shop=999"]
+    assert rows["probability"].to_list() == outputs(reply)["probability"]
+    assert rows["status"].to_list() == ["fresh", "missing"]
+    assert set(rows.select("model", "model_version", "horizon", "owner").rows()) == {("churn", version, "", "local")}
+    assert rows["probability_at_end"].null_count() == 2
+    assert not world.platform.quality(owner="local").figures

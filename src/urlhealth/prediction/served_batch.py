@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from urlhealth.crawl.served import ServedBatch
 from urlhealth.features.decay import DAY_MS
-from urlhealth.vocabulary import PROBABILITIES, Forecasts, Freshness, Health, Served
+from urlhealth.vocabulary import NO_HORIZON, PROBABILITIES, Forecasts, Freshness, Health, Served
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,8 +116,11 @@ def _table(answers: Sequence[Served]) -> "pa.Table":
         return by_url(pa.DictionaryArray.from_arrays(codes, pa.array(list(known), pa.string())))
 
     def by_horizon(kind: str) -> Any:
-        columns = [PROBABILITIES.index(f"{kind}_{horizon}") for horizon in horizons]
-        return pa.array(probabilities[:, columns].ravel(), pa.float64(), from_pandas=True)
+        if horizons == (NO_HORIZON,):
+            values = probabilities[:, 0] if kind == "onset" else np.full(len(probabilities), np.nan)
+        else:
+            values = probabilities[:, [PROBABILITIES.index(f"{kind}_{horizon}") for horizon in horizons]].ravel()
+        return pa.array(values, pa.float64(), from_pandas=True)
 
     return pa.table(
         {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from urlhealth.prediction.champion import alias_version, has_registry, read_vers
 from urlhealth.prediction.compiled import Scorer, scorer_of
 from urlhealth.prediction.estimators import read_skops, skops_file
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import CHAMPION, Clock, Freshness
+from urlhealth.vocabulary import CHAMPION, NO_HORIZON, Clock, Forecasts, Freshness, Health
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -118,6 +118,29 @@ def _together(score: Callable[..., Scores], asked: Sequence[_Asked]) -> list[Sco
         Scores(probability=found.probability[start:end], status=found.status[start:end])
         for start, end in pairwise(ends)
     ]
+
+
+def as_served(model: ServiceModel, entities: Mapping[str, Sequence[Any]], scores: Scores) -> Forecasts:
+    """The scores as the served log has them: an entity is its values, a URL itself, so that it can be erased."""
+    n = len(scores.status)
+    texts = [*map(str, entities["url"])] if "url" in entities else _in_words(entities)
+    return Forecasts(
+        sent_urls=texts,
+        targets=texts,
+        horizons=(NO_HORIZON,),
+        status=cast(list[Freshness], scores.status),
+        health=[Health.UNKNOWN] * n,
+        age_s=[None] * n,
+        observed_ms=[None] * n,
+        probabilities=scores.probability[:, None],
+        model=model.name,
+        model_version=model.version,
+    )
+
+
+def _in_words(entities: Mapping[str, Sequence[Any]]) -> list[str]:
+    columns = [[f"{name}={value}" for value in values] for name, values in entities.items()]
+    return columns[0] if len(columns) == 1 else [*map(",".join, zip(*columns, strict=True))]
 
 
 class ServiceModels:
