@@ -94,7 +94,7 @@ def test_paths_that_no_rule_is_for(path: str, method: str) -> None:
 def test_hosts_and_origins(text: str) -> None:
     headers = Headers({"host": text, "origin": text})
     assert isinstance(_from_elsewhere(headers), bool)
-    _why_not_local({"server": ("127.0.0.1", 80)}, headers)
+    _why_not_local("127.0.0.1", text)
 
 
 def test_a_server_that_sends_random_bytes() -> None:

@@ -100,8 +100,10 @@ MAKES: Final = {
 }
 #: Where there is nothing to see for a stranger, the answer is 404.
 OF_ONE: Final = ("{task_id}", "{monitor_id}", "{pool_id}", "{target_id}", "{name}", "{message_id}", "/alerts/test")
-#: Calls of whoever runs the platform, on keys and changes of all owners.
-OPERATORS: Final = ("/api/v1/keys", "/api/v1/audit")
+#: The same, as a form.
+TICKED: Final = ("POST", "/ui/monitors/change")
+#: Calls of whoever runs the platform: keys and changes of all owners, and the model that all have.
+OPERATORS: Final = ("/api/v1/keys", "/api/v1/audit", "/ui/models/change")
 #: Calls on all of the caller's that are chosen.
 CHOSEN: Final = {("PATCH", "/api/v1/monitors"), ("DELETE", "/api/v1/monitors")}
 
@@ -298,6 +300,12 @@ def test_a_stranger_sees_and_changes_nothing(served: Served, admin: bool) -> Non
             assert all(number is None for number in _probabilities(reply.json())), (call, reply.text)
         elif call in CHOSEN:
             assert reply.json() == {"monitors": 0}
+        elif call == TICKED:
+            headers = {"Authorization": f"Bearer {served.secrets['bob', scope]}"}
+            for which in ({"which": "all"}, {"id": served.anns["monitor_id"]}):
+                form = {"what": "pause", **which}
+                reply = served.http.post(path, data=form, headers=headers, follow_redirects=False)
+                assert reply.status_code == 422 or reply.headers["location"].endswith("changed=0"), reply.text
         elif call == GRAPH:
             nothing = {"probes": [], "features": None, "predictions": [{"probability": None}]}
             assert reply.json() == {"data": {"tasks": [], "targets": [nothing]}}
