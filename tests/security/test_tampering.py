@@ -1,7 +1,9 @@
 """Models, segments and registries that were changed are refused, and no pickle is loaded."""
 
 import ast
+import io
 import json
+import os
 import pickle
 import random
 import sys
@@ -29,7 +31,9 @@ from urlhealth.feast_stores.compaction import Compactor
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.prediction.champion import BUNDLED_FILE, ChampionWatch
 from urlhealth.prediction.estimators import read_forecaster
+from urlhealth.probing.process import Results
 from urlhealth.settings import ROOT, Settings
+from urlhealth.vocabulary import Attempt, Outcome
 
 NOON_US = 1_767_268_800_000_000
 
@@ -295,6 +299,15 @@ def test_no_code_of_ours_loads_pickles_but_those_of_our_own_processes() -> None:
                 if risky:
                     found.add(str(file.relative_to(ROOT)))
     assert found == OUR_OWN
+
+
+def test_the_process_that_reads_what_strangers_send_can_make_us_load_results_only(tmp_path: Path) -> None:
+    sent = (3, [(1, (Outcome.OK, (Attempt(ts_ms=1, outcome=Outcome.DNS),), "text", 3.5, None))])
+    assert Results(io.BytesIO(pickle.dumps(sent, pickle.HIGHEST_PROTOCOL))).load() == sent
+    for evil in (Evil(tmp_path / "it was loaded"), os.system, eval):
+        with pytest.raises(pickle.UnpicklingError, match="is of no result"):
+            Results(io.BytesIO(pickle.dumps((3, [evil]), pickle.HIGHEST_PROTOCOL))).load()
+    assert not (tmp_path / "it was loaded").exists()
 
 
 #: Every way of loading something, in a process that ends where a pickle asks for a class or a function.

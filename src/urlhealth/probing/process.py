@@ -5,6 +5,7 @@ fields of the result. When either side ends, however it ends, the other one find
 """
 
 import heapq
+import io
 import os
 import pickle
 import signal
@@ -26,7 +27,16 @@ from urlhealth.errors import ConfigurationError
 from urlhealth.probing.engine import SWITCH_S, ProbeEngine, canary_request, first_room
 from urlhealth.probing.guard import AddressGuard
 from urlhealth.probing.transfer import TrustedCertificates
-from urlhealth.vocabulary import Probed, ProbeOptions, ProbeRequest, ProbeResult, Target, system_clock
+from urlhealth.vocabulary import (
+    Attempt,
+    Outcome,
+    Probed,
+    ProbeOptions,
+    ProbeRequest,
+    ProbeResult,
+    Target,
+    system_clock,
+)
 
 #: Results that a busy child sends at once, and how long it waits for so many: each message wakes both sides.
 _BATCH: Final = 256
@@ -155,13 +165,13 @@ class ProbeProcess:
                 self._receive(finished)
                 if finished and (len(finished) >= at_least or not self._requests):
                     break
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
             self._lost = True
-            raise RuntimeError("the probing process has ended") from error
+            raise RuntimeError("the probing process has ended, or sends what is no result") from error
         return finished
 
     def _receive(self, finished: list[Probed]) -> None:
-        message = pickle.loads(self._connection.recv_bytes())
+        message = Results(io.BytesIO(self._connection.recv_bytes())).load()
         if message is None:
             self._cancelled.clear()
             return
@@ -198,6 +208,15 @@ class ProbeProcess:
             self._connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
         except OSError:
             self._lost = True  # said by `failed`, and by `results`
+
+
+class Results(pickle.Unpickler):
+    """Takes results of the child and nothing else: libcurl reads there what strangers send."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == Outcome.__module__ and name in (Outcome.__name__, Attempt.__name__):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is of no result")
 
 
 def serve(descriptor: int) -> None:
