@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from urlhealth import alerts_cli, history_cli, keys_cli, monitors_cli, remote_cli
+from urlhealth import alerts_cli, history_cli, keys_cli, migration_cli, monitors_cli, remote_cli
 from urlhealth.errors import ConfigurationError, InvalidRequest, InvalidUrls, UrlHealthError
 from urlhealth.printing import (
     Json,
@@ -46,6 +46,7 @@ app.add_typer(keys_cli.app, name="keys")
 remote_cli.add_to(app, monitors=monitors_cli.app, history=history_cli.app)
 models_app = typer.Typer(help="Work on the registered models.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.command("migrate-store")(migration_cli.migrate_store)
 
 #: Time between two looks for results.
 _POLL_S = 0.1

@@ -584,7 +584,7 @@ class Platform:
         return Check(name="model", ok=False, detail=detail, advice="run `urlhealth train`", needed=False)
 
     def _secret_keys(self) -> tuple[str, ...]:
-        return self.settings.secret_key or (key_of_file(self.settings.home / "secret.key"),)
+        return self.settings.secret_key or (key_of_file(self.settings.secret_key_file),)
 
     def _make_engine(self) -> Dispatcher:
         settings = self.settings

@@ -233,6 +233,11 @@ class Settings(BaseSettings):
         return self.home / "feast"
 
     @property
+    def secret_key_file(self) -> Path:
+        """Where the key is that credentials are encrypted with, if none is set."""
+        return self.home / "secret.key"
+
+    @property
     def drift_file(self) -> Path:
         """Where the newest comparison of training with serving is."""
         return self.home / "drift.json"

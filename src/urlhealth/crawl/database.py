@@ -13,7 +13,7 @@ SQLite is used by several processes at once, so:
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -175,15 +175,28 @@ def copy(connection: sa.Connection, table: str, columns: Sequence[str], rows: Se
     connection.exec_driver_sql(
         f"CREATE TEMP TABLE IF NOT EXISTS {passing} ON COMMIT DELETE ROWS AS SELECT {names} FROM {table} WITH NO DATA"
     )
-    driver: Any = connection.connection.cursor()
-    with driver, driver.copy(f"COPY {passing} ({names}) FROM STDIN") as stream:
-        for row in rows:
-            stream.write_row(row)
+    copy_into(connection, passing, columns, rows)
     stored = connection.exec_driver_sql(
         f"INSERT INTO {table} ({names}) SELECT {names} FROM {passing} ON CONFLICT DO NOTHING"
     ).rowcount
     connection.exec_driver_sql(f"TRUNCATE {passing}")  # for the next ones of this transaction
     return stored
+
+
+def copy_into(connection: sa.Connection, table: str, columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Insert rows into a table of PostgreSQL by COPY; names are given as SQL has them.
+
+    Raises:
+        StoreUnavailable: the database failed.
+    """
+    driver: Any = connection.connection.cursor()
+    failed = connection.dialect.loaded_dbapi
+    try:
+        with driver, driver.copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN") as stream:
+            for row in rows:
+                stream.write_row(row)
+    except (failed.OperationalError, failed.InterfaceError) as error:  # SQLAlchemy does not see those of a COPY
+        raise StoreUnavailable(_explained(error, connection.engine.url.render_as_string(hide_password=True))) from error
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -38,7 +38,7 @@ _ONLINE = "urlhealth.feast_stores.online.PackedOnlineStore"
 _REGISTRY = "urlhealth.feast_stores.registry.AtomicFileRegistryStore"
 _EVENT, _CREATED = "event_timestamp", "created_timestamp"
 #: Names of drafts begin so: of their hidden folders, and of their tables.
-_DRAFT = ".draft-"
+DRAFT = ".draft-"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,6 +84,14 @@ class FeatureStores:
             ConfigurationError: Feast's stores are not the platform's.
         """
         return self._offline
+
+    def online(self, view: StateView) -> tuple[OnlineRows, str]:
+        """Where the newest states of a view are: the place, and the table in it.
+
+        Raises:
+            ConfigurationError: Feast's online store is not the platform's.
+        """
+        return self._online, self._table(view)
 
     def check(self) -> None:
         """Touch the offline and the online store and the registry.
@@ -152,7 +160,7 @@ class FeatureStores:
     @contextmanager
     def draft(self) -> Iterator["Draft"]:
         """Stores of all states made anew, which take the place of those in use by :meth:`Draft.publish`."""
-        draft = self.draft_named(f"{_DRAFT}{uuid.uuid4().hex}")
+        draft = self.draft_named(f"{DRAFT}{uuid.uuid4().hex}")
         try:
             yield draft
         finally:
@@ -170,7 +178,7 @@ class FeatureStores:
             segments.discard_staged(self._offline / view.name)
         for folder in self._offline.glob(".*"):  # drafts, and what they have taken the place of
             shutil.rmtree(folder, ignore_errors=True)
-        self._online.drop([table for table in self._online.tables() if table.startswith(_DRAFT)])
+        self._online.drop([table for table in self._online.tables() if table.startswith(DRAFT)])
         self._leftovers = False
 
     def erase(self, entity: str, key: str, *, until_ms: int, offline: bool = True) -> int:
