@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -38,6 +38,12 @@ BUNDLED_FILE: Final = Path(__file__).with_name("bundled") / "url-health.skops"
 DIGEST: Final = "digest"
 
 _SQLITE: Final = "sqlite:///"
+#: In MLflow's tables: the version with an alias; when a version was made, and where it came from.
+_ALIAS: Final = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?"
+_CREATED: Final = (
+    "SELECT creation_time, (SELECT value FROM model_version_tags AS tag WHERE tag.name = found.name "
+    "AND tag.version = found.version AND key = 'origin') FROM model_versions AS found WHERE name = ? AND version = ?"
+)
 #: MLflow's codes for a model, version or alias that there is not.
 _ABSENT: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 #: Time that a tracking server has to answer whether it is there.
@@ -78,7 +84,7 @@ class ChampionWatch:
             StoreUnavailable: saying which, why, and what to do.
         """
         if self._uri.startswith(_SQLITE):
-            _peek(self._uri)
+            _peek(self._uri, _ALIAS, (MODEL_NAME, CHAMPION))
         elif self._uri.startswith(("http://", "https://")):
             parts = urlsplit(self._uri)  # urllib takes user and password for a part of the name
             asked = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
@@ -150,6 +156,10 @@ def load(tracking_uri: str, version: str) -> Champion:
 
 
 def _trained_ms(tracking_uri: str, version: str) -> int | None:
+    """When a version was trained; None for the bundled model, registered or not, and where nobody can say."""
+    if tracking_uri.startswith(_SQLITE):
+        row = _peek(tracking_uri, _CREATED, (MODEL_NAME, version))
+        return None if row is None or row[1] == BUNDLED else int(row[0])
     from mlflow import MlflowClient
 
     try:
@@ -245,7 +255,8 @@ def alias_version(tracking_uri: str, alias: str, name: str = MODEL_NAME) -> str 
         StoreUnavailable: the registry cannot say.
     """
     if tracking_uri.startswith(_SQLITE):
-        return _peek(tracking_uri, alias, name)
+        row = _peek(tracking_uri, _ALIAS, (name, alias))
+        return None if row is None else str(row[0])
     registered = _aliased(tracking_uri, alias, name)
     return None if registered is None else str(registered.version)
 
@@ -277,8 +288,8 @@ def unavailable(uri: str, error: object) -> StoreUnavailable:
     return StoreUnavailable(redacted(words))
 
 
-def _peek(uri: str, alias: str = CHAMPION, name: str = MODEL_NAME) -> str | None:
-    """The version with an alias in MLflow's SQLite file, read without MLflow.
+def _peek(uri: str, query: str, values: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """The first row that MLflow's SQLite file has for a query, read without MLflow; None if there is none, or no file.
 
     MLflow makes and migrates the file when it opens it: that takes seconds, and would get in the way of a first
     training that does the same at that moment.
@@ -288,12 +299,10 @@ def _peek(uri: str, alias: str = CHAMPION, name: str = MODEL_NAME) -> str | None
         if not registry.exists():
             return None
         with closing(sqlite3.connect(f"{registry.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            row = connection.execute(
-                "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = ?", (name, alias)
-            ).fetchone()
+            row: tuple[Any, ...] | None = connection.execute(query, values).fetchone()
     except (sqlite3.DatabaseError, OSError) as error:
         code = getattr(error, "sqlite_errorcode", None)
         if code in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_BUSY):  # No tables yet, or busy: the next look will tell.
             return None
         raise unavailable(uri, error) from error
-    return None if row is None else str(row[0])
+    return row
