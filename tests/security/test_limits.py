@@ -19,14 +19,14 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.app import create_app
-from serving.intake import MAX_LINE_BYTES
+from serving.intake import MAX_LINE_BYTES, MAX_STREAM_BYTES
 from serving.metrics import Metrics
-from serving.middleware import MAX_BODY_BYTES, RequestMiddleware
-from serving.protocol import MAX_HEAD_BYTES, LimitedHttp
+from serving.middleware import CROWDED_S, MAX_BODY_BYTES, SILENT_S, RequestMiddleware
+from serving.protocol import HEAD_S, MAX_HEAD_BYTES, READ_S, LimitedHttp
 from tests.support import wait_until
 from urlhealth.platform import Platform
 from urlhealth.probing.urls import MAX_LENGTH
-from urlhealth.settings import Settings
+from urlhealth.settings import ROOT, Settings
 
 TASKS = "/api/v1/tasks"
 JSON = {"content-type": "application/json"}
@@ -284,3 +284,18 @@ def test_what_is_echoed_of_a_bad_request_is_short(http: TestClient) -> None:
     reply = http.post(TASKS, content=json.dumps({"urls": ["x" * 2000], "y" * 5: 1}), headers=JSON)
     assert reply.status_code == 422
     assert len(reply.content) < 2000
+
+
+def test_the_docs_say_what_the_limits_are() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    for words in (
+        f"{MAX_HEAD_BYTES >> 10} KiB (431), and {HEAD_S:g} s",
+        f"{MAX_HEAD_BYTES >> 10} KiB between two pieces of a body",
+        f"{HEAD_S:g} s until the next request's headers",
+        f"{MAX_BODY_BYTES >> 20} MiB; lines of tasks and monitors {MAX_STREAM_BYTES >> 30} GiB",
+        f"a line {MAX_LINE_BYTES >> 10} KiB; also unpacked",
+        f"{SILENT_S:g} s (408); {CROWDED_S:g} s for a caller who holds half",
+        f"an answer that is not taken | {READ_S:g} s",
+        f"{MAX_LENGTH:,} characters",
+    ):
+        assert words in text, words
