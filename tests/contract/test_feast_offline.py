@@ -1,6 +1,7 @@
 """The offline store against a reference that looks at every row, on random data, and case by case."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,11 @@ def test_a_single_file_of_another_repo(store: FeatureStore, offline: Path) -> No
     store.write_to_offline_store("one", frame.assign(event_timestamp=pd.to_datetime([at(2)]), count=2))
     assert store.get_historical_features(entity_df=entities, features=["one:count"]).to_df()["count"].tolist() == [2]
     assert pq.read_schema(path).field("event_timestamp").type == pa.timestamp("ns", "UTC")
+    late = frame.assign(event_timestamp=pd.to_datetime([at(0)]))
+    with ThreadPoolExecutor(8) as writers:
+        # Each reads the file and writes it anew: what another one wrote meanwhile must stay.
+        list(writers.map(lambda n: store.write_to_offline_store("one", late.assign(count=n)), range(3, 27)))
+    assert sorted(pd.read_parquet(path)["count"]) == list(range(1, 27))
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"source one: there is no .*one\.parquet"):
         store.get_historical_features(entity_df=entities, features=["one:count"]).to_df()

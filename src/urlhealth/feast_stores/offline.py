@@ -235,10 +235,7 @@ class UrlHealthOfflineStore(OfflineStore):
                 )
             table = table.select(wanted)
         if path.is_file():
-            import pyarrow.parquet as pq
-
-            before = pq.read_table(path)
-            segments.write_atomically(pa.concat_tables([before, table.cast(before.schema)]), path)
+            segments.append_to_file(path, table)
         else:
             segments.append(path, table, timestamp_column=source.timestamp_field, segment=uuid.uuid4().hex)
         if progress:

@@ -13,6 +13,7 @@ The pipeline's segments are numbered. A file `<first>-<last>.parquet` holds all 
 merged (`compaction`); readers leave out what such a file stands for.
 """
 
+import fcntl
 import hashlib
 import mmap
 import os
@@ -225,6 +226,32 @@ def _writing(segment: str, folder: Path) -> Iterator[None]:
 def write_atomically(table: Any, path: Path, *, bulk: bool = False) -> Path:
     """Write a `pyarrow.Table` to one Parquet file, wholly or not at all; returns `path`."""
     return replace_file(path, lambda temporary: write_parquet(table, temporary, bulk=bulk))
+
+
+def append_to_file(path: Path, table: Any) -> None:
+    """Write one Parquet file anew, with these rows behind its own; of several writers, one after the other.
+
+    Raises:
+        StoreUnavailable: it was changed or cut short, or cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _writing(path.name, path.parent), _alone(path.parent):
+        require_sound([path])
+        before = pq.read_table(path)
+        write_atomically(pa.concat_tables([before, table.cast(before.schema)]), path)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until nobody else, thread or process, is in here with the same folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_parquet(table: Any, path: Path, *, bulk: bool = False) -> None:
