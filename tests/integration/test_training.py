@@ -119,6 +119,10 @@ def test_the_bundled_model_is_the_first_champion_and_a_new_one_beats_both_baseli
 
 def test_flapping_targets_rank_above_steady_ones(trained: Trained) -> None:
     assert trained.platform.champion.refresh()
+    champion = trained.platform.champion.current
+    assert champion is not None
+    found = client(trained.platform).get_model_version("url-health", champion.version)
+    assert champion.trained_ms == (None if champion.version == "1" else found.creation_timestamp)
     predictions = trained.platform.predictor.predict([*STEADY, *MENDED, *FLAPPING], horizons=["24h"], explain=True)
     risk = {p.sent_url: p.probability for p in predictions}
     assert min(risk[url] for url in FLAPPING) > max(risk[url] for url in [*STEADY, *MENDED])
