@@ -19,8 +19,6 @@ import numpy.typing as npt
 from urlhealth.errors import ModelMismatch, NotFound, UrlHealthError, one_line
 from urlhealth.prediction.batching import Gatherer
 from urlhealth.prediction.champion import alias_version, has_registry, read_version
-from urlhealth.prediction.compiled import Scorer, scorer_of
-from urlhealth.prediction.estimators import read_skops, skops_file
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import CHAMPION, NO_HORIZON, Clock, Forecasts, Freshness, Health
 
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
     from urlhealth.feast_stores.arrays import ServiceReader, ViewArrays
+    from urlhealth.prediction.compiled import Scorer
 
 #: Tag of a registered model: the feature service that its features come from.
 SERVICE_TAG: Final = "feature_service"
@@ -63,7 +62,7 @@ class ServiceModel:
     #: Whose values say which entity is meant, and of which of Feast's types they are.
     join_keys: Mapping[str, str]
     _reader: "ServiceReader"
-    _score: Scorer
+    _score: "Scorer"
     #: For each of the model's features, its column among those of the service; None if they are the same.
     _columns: npt.NDArray[np.intp] | None
 
@@ -209,6 +208,7 @@ class ServiceModels:
         from feast.errors import FeastObjectNotFoundException
 
         from urlhealth.feast_stores.arrays import ServiceReader
+        from urlhealth.prediction.compiled import scorer_of
 
         try:
             reader = ServiceReader(self._feast(), service)
@@ -293,6 +293,8 @@ def _read(folder: Path) -> Any:
     """
     import skops.io
     from sklearn.ensemble import HistGradientBoostingClassifier
+
+    from urlhealth.prediction.estimators import read_skops, skops_file
 
     file = skops_file(folder)
     classifier = read_skops(file, trusted=_TREES)
