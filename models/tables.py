@@ -78,6 +78,7 @@ def read_history(path: Path) -> Verdicts:
         first_byte_ms=unknown,
         total_ms=np.where(response_ms > 0, response_ms, np.float32(np.nan)),
         size_bytes=np.zeros(n, np.int64),
+        http_version=np.zeros(n, np.int32),
         redirects=np.zeros(n, np.int32),
         cert_expires_ms=np.zeros(n, np.int64),
     )

@@ -473,7 +473,7 @@ class TestHistory:
         assert probe_count(engine) == 3
 
     def test_verdicts_hold_what_was_found(self, store: CrawlStore) -> None:
-        bare = result(B, outcome=Outcome.BLOCKED)
+        bare = replace(result(B, outcome=Outcome.BLOCKED), http_version="HTTP/2")  # as some history has it
         store.import_probes([(parse_target(A, group="acme"), FULL), (parse_target(B), bare)])
         verdicts = store.verdicts_after(0, limit=10)
         assert verdicts.group.tolist() == ["acme", "example.com"]
@@ -482,6 +482,7 @@ class TestHistory:
         assert verdicts.outcome.tolist() == [Outcome.HTTP_ERROR.code, Outcome.BLOCKED.code]
         assert verdicts.status_code.tolist() == [503, 0]
         assert verdicts.size_bytes.tolist() == [3_000_000_000, 0]
+        assert verdicts.http_version.tolist() == [20, 0]
         assert verdicts.cert_expires_ms.tolist() == [T0 + 86_400_000, 0]
         for name in ("dns_ms", "connect_ms", "tls_ms", "first_byte_ms", "total_ms"):
             measured, absent = getattr(verdicts, name)

@@ -77,7 +77,7 @@ def process(
 def probe(probes: CrawlStore, *minutes: int) -> None:
     """Each target probed at these minutes; every third time it is down."""
     probes.import_probes(
-        (target, ProbeResult(target=target.key, ts_ms=T0_MS + 60_000 * minute, outcome=outcome))
+        (target, ProbeResult(target=target.key, ts_ms=T0_MS + 60_000 * minute, outcome=outcome, http_version="2"))
         for minute in minutes
         for target in TARGETS
         for outcome in [Outcome.OK if minute % 3 else Outcome.TIMEOUT]
@@ -239,7 +239,12 @@ def test_a_rebuild_part_by_part_is_the_same(
     assert writer.lease.acquire()
     for minutes in ([0, 1, 2], [3, 4, 6], [9]):
         probes.import_probes(
-            (target, ProbeResult(target=target.key, ts_ms=T0_MS + 60_000 * minute + 1000 * i, outcome=outcome))
+            (
+                target,
+                ProbeResult(
+                    target=target.key, ts_ms=T0_MS + 60_000 * minute + 1000 * i, outcome=outcome, http_version="2"
+                ),
+            )
             for minute in minutes
             for i, target in enumerate(targets)
             for outcome in [Outcome.OK if (minute + i) % 3 else Outcome.TIMEOUT]
@@ -261,6 +266,7 @@ def test_a_rebuild_part_by_part_is_the_same(
     writer.pipeline.request_rebuild()
     assert writer.pipeline.step() == 7 * len(targets)
     rebuilt = everything()
+    assert set(rebuilt[0][0]["http_version"]) == {20}
     assert [now.equals(was) for now, was in zip(rebuilt[0], live[0], strict=True)] == [True] * 3
     assert rebuilt[1] == live[1]
     assert [len(of_kind) for of_kind in rebuilt[2]] == [5, 4, 4]

@@ -33,6 +33,7 @@ class Probe:
     first_byte_ms: float = float("nan")
     total_ms: float = float("nan")
     cert_expires_ms: int = 0
+    http_version: int = 11
 
 
 def verdicts(probes: list[Probe]) -> Verdicts:
@@ -49,6 +50,7 @@ def verdicts(probes: list[Probe]) -> Verdicts:
         **{name: np.full(n, np.nan, np.float32) for name in ("dns_ms", "connect_ms", "tls_ms")},
         health=column("health", np.int8),
         status_code=column("status_code", np.int32),
+        http_version=column("http_version", np.int32),
         outcome=1 - column("health", np.int32),
         size_bytes=np.zeros(n, np.int64),
         redirects=np.zeros(n, np.int32),

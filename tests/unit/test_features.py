@@ -155,7 +155,7 @@ def test_what_is_kept_of_many_verdicts_is_bounded_and_still_takes_late_ones() ->
     table, steps = run([probes[:50], probes[50:], [late, too_late]])
     assert steps[2].late == 1
     assert_same(table, run([sorted([*probes, late], key=lambda p: p.ts_ms)])[0])
-    state, verdict = URL_STATE.dtype.itemsize, 65
+    state, verdict = URL_STATE.dtype.itemsize, 69
     assert len(steps[2].carried["url"][late.target]) == 8 + 2 * state + RECENT_VERDICTS * verdict
 
 
@@ -174,12 +174,12 @@ def test_a_state_is_known_for_48_hours_and_a_change_after_that_is_no_onset() -> 
 
 def test_a_verdict_that_says_nothing_moves_only_the_last_verdict() -> None:
     first, second = steady(2, step_s=3600)
-    table, _ = run([[first], [replace(second, health=-1, status_code=403)]])
+    table, _ = run([[first], [replace(second, health=-1, status_code=403, http_version=20)]])
     before, after = (table["url_state", first.target][p.ts_ms] for p in (first, second))
     changed = {
         name for name in URL_STATE.dtype.names or () if not np.array_equal(before[name], after[name], equal_nan=True)
     }
-    assert changed == {"probed_ms", "outcome", "status_code"}
+    assert changed == {"probed_ms", "outcome", "status_code", "http_version"}
     assert list(table["host_state", first.host]) == [first.ts_ms]
 
 

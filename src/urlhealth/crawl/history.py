@@ -39,7 +39,7 @@ _FETCHED: Final = 2_000
 
 _CODES: Final = {outcome.value: outcome.code for outcome in Outcome}
 
-#: The columns of `Verdicts` that are stored as they are. Null is 0 in whole numbers, otherwise NaN.
+#: The columns of `Verdicts` that are stored as they are, but for `http_version`. Null is 0 in whole numbers, else NaN.
 _NUMBERS: Final = {
     "ts_ms": "int64",
     "status_code": "int32",
@@ -49,6 +49,7 @@ _NUMBERS: Final = {
     "first_byte_ms": "float32",
     "total_ms": "float32",
     "size_bytes": "int64",
+    "http_version": "int32",
     "redirects": "int32",
     "cert_expires_ms": "int64",
 }
@@ -259,6 +260,8 @@ def _mark(connection: sa.Connection, imported: dict[int, Target], source: ProbeS
 
 
 def _not_null(name: str) -> str:
+    if name == "http_version":  # text, and of an imported history any
+        return "CASE http_version WHEN '1.0' THEN 10 WHEN '1.1' THEN 11 WHEN '2' THEN 20 WHEN '3' THEN 30 ELSE 0 END"
     return name if _NUMBERS[name].startswith("float") else f"COALESCE({name}, 0)"
 
 

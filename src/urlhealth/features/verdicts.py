@@ -26,6 +26,7 @@ VERDICT = np.dtype(
         ("first_byte_ms", "f4"),
         ("total_ms", "f4"),
         ("size_bytes", "i8"),
+        ("http_version", "i4"),
         ("redirects", "i4"),
         ("cert_expires_ms", "i8"),
     ]
@@ -61,6 +62,8 @@ class Verdicts:
     total_ms: npt.NDArray[np.float32]
     #: int64: body bytes read.
     size_bytes: npt.NDArray[np.int64]
+    #: int32: HTTP version, 10 times: 11 is 1.1; 0 without one.
+    http_version: npt.NDArray[np.int32]
     #: int32: redirects followed.
     redirects: npt.NDArray[np.int32]
     #: int64: when the certificate expires, ms since 1970 UTC, 0 without one.

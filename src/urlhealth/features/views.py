@@ -47,6 +47,11 @@ LAST_VERDICT: Final = (
     Column(name="first_byte_ms", dtype="float32", initial=math.nan, about="Time to first byte in the newest verdict."),
     Column(name="total_ms", dtype="float32", initial=math.nan, about="Time for everything in the newest verdict."),
     Column(name="size_bytes", dtype="int64", about="Body bytes read in the newest verdict."),
+    Column(
+        name="http_version",
+        dtype="int32",
+        about="HTTP version of the newest verdict's answer: 10, 11, 20 or 30 (1.0 to 3), 0 without one.",
+    ),
     Column(name="redirects", dtype="int32", about="Redirects followed in the newest verdict."),
     Column(
         name="cert_expires_ms", dtype="int64", about="When the certificate of the newest verdict expires, 0 without."
