@@ -1,5 +1,6 @@
 """The online store and the batch engine against Feast's own SQLite store and engine, on views of every type."""
 
+import asyncio
 import math
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -240,6 +241,18 @@ def test_a_late_write_does_not_overwrite(stores: tuple[FeatureStore, FeatureStor
     write_offline(store, plain, rows.assign(i8=4, event_timestamp=NOW - timedelta(seconds=9)))
     store.materialize(NOW - timedelta(days=1), NOW)
     assert online(store, plain, rows)["i8"] == [1]
+
+
+def test_vectors_computed_beforehand_come_back_as_written(stores: tuple[FeatureStore, FeatureStore]) -> None:
+    store = stores[0]
+    online, keys = store._get_provider().online_store, [EntityKey(join_keys=["driver_id"]) for _ in range(2)]
+    for i, key in enumerate(keys):
+        key.entity_values.append(Value(int64_val=i))
+    for vector in (b"old", b"\0new"):
+        online.write_precomputed_vector(store.config, "service", store.project, keys[0], vector)
+    asked = (store.config, "service", store.project, keys)
+    assert online.read_precomputed_vectors(*asked) == [b"\0new", None]
+    assert asyncio.run(online.read_precomputed_vectors_async(*asked)) == [b"\0new", None]
 
 
 def brief_rows(*minutes_old: float) -> pd.DataFrame:

@@ -110,6 +110,30 @@ def test_a_full_file_is_said_and_loses_nothing(path: Path, monkeypatch: pytest.M
     assert rows.count("t") == 100
 
 
+def test_a_full_disk_is_said_and_loses_nothing(path: Path) -> None:
+    """A process that may write 300,000 bytes a file, as on a full disk; there is room again afterwards."""
+    script = """
+import resource, signal
+from urlhealth.errors import StoreUnavailable
+rows.write("t", LAYOUT, [row(1, 1, key=b"%d" % i) for i in range(1000)])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+for table in "tu":
+    try:
+        rows.write(table, LAYOUT, [row(2, 2, key=b"%d" % i) for i in range(50_000)])
+    except StoreUnavailable as error:
+        print(str(error).partition(".db ")[2].partition(":")[0])
+print(rows.count("t"), stored(rows, b"7"))
+"""
+    with python(script, path) as writer:
+        said, _ = writer.communicate(timeout=60)
+    assert said.splitlines() == ["cannot be written"] * 2 + ["1000 (1, 1)"]
+    rows = LmdbRows(path)
+    assert (rows.tables(), rows.count("t"), stored(rows, b"999")) == (["t"], 1000, (1, 1))
+    rows.write("t", LAYOUT, many(50_000, 3))
+    assert rows.count("t") == 51_000
+
+
 def test_a_killed_writer_leaves_whole_batches_and_no_lock(path: Path) -> None:
     """It is killed between two rows of its second batch."""
     script = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.metrics import Metrics
-from tests.support import wait_until
+from tests.support import BIN, environment, wait_until
 from urlhealth.children import Child
 from urlhealth.feast_stores.packed import TIMES, Layout
 from urlhealth.feast_stores.rows import string_keys
@@ -123,6 +123,24 @@ def test_a_check_finds_what_differs_between_online_and_offline(platform: Platfor
     assert (url.different, url.examples, url.unknown, url.ok) == (1, (TARGET.key,), 1, False)
     platform.build_features(rebuild=True)
     assert found() == [(1, 0, 0)] * 3
+
+
+def test_the_shell_says_that_the_stores_differ_and_makes_them_anew(platform: Platform) -> None:
+    env = environment(platform.settings.home)
+
+    def features(command: str) -> tuple[int, str]:
+        done = subprocess.run(
+            (str(BIN / "urlhealth"), "features", command), env=env, capture_output=True, text=True, timeout=120
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    assert features("check")[0] == 0
+    platform.features._online.drop([f"urlhealth_{URL_STATE.name}"])
+    code, said = features("check")
+    assert (code, TARGET.key in said, "run `urlhealth features rebuild`" in said) == (1, True, True)
+    assert features("rebuild")[0] == 0
+    assert features("check")[0] == 0
+    assert checks(platform) == 6
 
 
 def test_age_at_read_and_the_newest_check_are_metrics(tmp_path: Path) -> None:
