@@ -305,6 +305,35 @@ def test_what_is_written_to_the_offline_store_is_read_again(store: FeatureStore,
         store._get_provider().ingest_df_to_offline_store(weather, pa.Table.from_pandas(rows[["city"]]))
 
 
+def test_what_is_of_another_type_is_converted_or_refused(store: FeatureStore, offline: Path) -> None:
+    """One file of another type would keep all others from being read."""
+    write_weather(offline, [("x", 0.0, 3, None)])
+    rows = pd.DataFrame({"city": ["x"], "event_timestamp": [at(1)], "count": [4], "sky": ["fair"]})
+    for count in ("abc", 2.5):
+        with pytest.raises(ValueError, match="rows for feature view weather: column count is declared as int64"):
+            store.write_to_offline_store("weather", rows.assign(count=count))
+    store.write_to_offline_store("weather", rows.assign(count=5.0, sky=None))
+    table = ask(store, [(1, "x", 0.0), (1, "x", 1.0)])
+    assert table.column("weather__count").to_pylist() == [3, 5]
+    assert table.schema.field("weather__count").type == pa.int64()
+
+
+def test_a_view_whose_type_changed_is_said_and_loses_nothing(store: FeatureStore, offline: Path) -> None:
+    write_weather(offline, [("x", 0.0, 3, None)])
+    newer = pa.table({"city": ["x"], "event_timestamp": [at(1)], "count": ["many"], "sky": ["fair"]})
+    segments.append(offline / "weather", newer, timestamp_column="event_timestamp", segment="b")
+    said = "files of source weather_source differ in the type of a column: .*count"
+    with pytest.raises(StoreUnavailable, match=said):
+        ask(store, [(1, "x", 1.0)])
+    pull, arguments = store._get_provider().offline_store, (["city"], ["count"], "event_timestamp", None, at(0), at(2))
+    for way in (pull.pull_latest_from_table_or_query, pull.pull_all_from_table_or_query):
+        with pytest.raises(StoreUnavailable, match=said):
+            way(store.config, weather.batch_source, *arguments).to_arrow()
+    converted = newer.set_column(2, "count", pa.array([4], pa.int64()))
+    segments.append(offline / "weather", converted, timestamp_column="event_timestamp", segment="b")
+    assert ask(store, [(1, "x", 0.0), (1, "x", 1.0)]).column("weather__count").to_pylist() == [3, 4]
+
+
 def test_saved_datasets_and_logged_features(store: FeatureStore, offline: Path) -> None:
     write_weather(offline, [("x", 1.0, 1, "fair")])
     entities = pd.DataFrame({"city": ["x", "y"], "event_timestamp": pd.to_datetime([at(1), at(2)])})

@@ -83,10 +83,11 @@ def join_view(
     )
     first, last = left.select(first=pl.col(AT).min(), last=pl.col(AT).max()).row(0)
     since = first - view.ttl if view.ttl and first is not None else None
-    rows = _read_view(config, view, features, since=since, until=last)
-    stored = rows.collect_schema()
-    left = left.with_columns(_comparable(key, left.schema[key], stored[key]) for key in keys)
-    return sources.to_arrow(values_at(left, rows, list(keys), features, view.ttl or None))
+    with sources.collecting(view.batch_source):
+        rows = _read_view(config, view, features, since=since, until=last)
+        stored = rows.collect_schema()
+        left = left.with_columns(_comparable(key, left.schema[key], stored[key]) for key in keys)
+        return sources.to_arrow(values_at(left, rows, list(keys), features, view.ttl or None))
 
 
 def _comparable(key: str, given: pl.DataType, stored: pl.DataType) -> pl.Expr:

@@ -180,7 +180,8 @@ class UrlHealthOfflineStore(OfflineStore):
         )
 
         def evaluate() -> pa.Table:
-            rows = pull().collect()
+            with sources.collecting(data_source):
+                rows = pull().collect()
             rows = rows.select(pl.all().gather(newest(rows, join_key_columns)))
             return _as_stored(rows, join_key_columns, timestamp_field, created_timestamp_column)
 
@@ -211,7 +212,9 @@ class UrlHealthOfflineStore(OfflineStore):
         )
 
         def evaluate() -> pa.Table:
-            return _as_stored(pull().collect(), join_key_columns, timestamp_field, created_timestamp_column)
+            with sources.collecting(data_source):
+                rows = pull().collect()
+            return _as_stored(rows, join_key_columns, timestamp_field, created_timestamp_column)
 
         return UrlHealthRetrievalJob(evaluate, config)
 
@@ -234,6 +237,7 @@ class UrlHealthOfflineStore(OfflineStore):
                     f"its source {path} has {wanted}"
                 )
             table = table.select(wanted)
+        table = sources.as_declared(feature_view, table)
         if path.is_file():
             segments.append_to_file(path, table)
         else:

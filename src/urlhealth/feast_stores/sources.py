@@ -3,7 +3,8 @@
 Imported only by the offline store.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 from feast.data_source import DataSource
+from feast.feature_view import FeatureView
 from feast.infra.offline_stores.file_source import FileSource
 from feast.repo_config import RepoConfig
+from feast.types import Bool, Bytes, Float32, Float64, Int32, Int64, String, from_feast_to_pyarrow_type
 from feast.utils import make_tzaware
 
+from urlhealth.errors import StoreUnavailable
 from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.asof import AT, CREATED, instant
 from urlhealth.feast_stores.paths import OFFLINE_FOLDER, store_path
+
+_SCALARS = (Bool, Bytes, Float32, Float64, Int32, Int64, String)
 
 
 def locate(config: RepoConfig, path: str) -> Path:
@@ -105,6 +111,43 @@ def query(config: RepoConfig, tables: Sequence[DataSource], sql: str) -> pl.Data
         return pl.SQLContext(frames).execute(sql).collect()
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"entity rows as SQL: {error}; tables are {sorted(frames)}") from error
+
+
+@contextmanager
+def collecting(source: DataSource) -> Iterator[None]:
+    """Says in words that a source's files do not fit together, which shows when they are read.
+
+    Raises:
+        StoreUnavailable: a column has several types, as after a view's was changed.
+    """
+    try:
+        yield
+    except pl.exceptions.SchemaError as error:
+        raise StoreUnavailable(
+            f"offline store: files of source {source.name} differ in the type of a column: {error}. Write the older "
+            "ones anew in the new type, or give what is of another type a column of its own"
+        ) from error
+
+
+def as_declared(view: FeatureView, table: Any) -> Any:
+    """The `pyarrow.Table` with numbers, truth values, text and bytes in the types that the view declares.
+
+    One file of another type would keep all others from being read.
+
+    Raises:
+        ValueError: a value cannot be converted; names the column.
+    """
+    types = {field.name: from_feast_to_pyarrow_type(field.dtype) for field in view.schema if field.dtype in _SCALARS}
+    for i, column in enumerate(table.schema):
+        wanted = types.get(view.batch_source.field_mapping.get(column.name, column.name))
+        if wanted is not None and plain(column.type) != wanted:
+            try:
+                table = table.set_column(i, column.name, table.column(i).cast(wanted))
+            except pa.ArrowException as error:
+                raise ValueError(
+                    f"rows for feature view {view.name}: column {column.name} is declared as {wanted}: {error}"
+                ) from error
+    return table
 
 
 def _us(moment: datetime | None) -> int | None:
