@@ -23,6 +23,7 @@ ONLY_IN_CI = (
     "tests/acceptance/test_scaled_out.py",
     "tests/faults/",
     "tests/integration/test_gateway.py",
+    "tests/integration/test_object_storage.py",
     "tests/integration/test_workers.py",
 )
 

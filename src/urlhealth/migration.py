@@ -40,12 +40,18 @@ class Moved:
 def embedded(home: Path, settings: Settings) -> Settings:
     """The settings of the embedded stores in a home folder; what is no place of a store is as in `settings`."""
     stores = ("database_url", "online_store", "mlflow_tracking_uri", "feast_yaml")
-    defaults = {name: Settings.model_fields[name].default for name in stores}
-    return settings.model_copy(update={**defaults, "home": home.expanduser().absolute()})
+    fields = Settings.model_fields
+    values = {name: fields[name].default if name in stores else getattr(settings, name) for name in fields}
+    return Settings(**{**values, "home": home})  # no copy, which would keep what was resolved before
 
 
 def migrate(
-    source: Settings, target: Settings, *, replace_features: bool = False, clock: Clock = system_clock
+    source: Settings,
+    target: Settings,
+    *,
+    replace_features: bool = False,
+    artifacts: str | None = None,
+    clock: Clock = system_clock,
 ) -> Iterator[Moved]:
     """Move what the settings have at two places. All is done when the iterator is at its end.
 
@@ -53,6 +59,7 @@ def migrate(
         source: of :func:`embedded`.
         target: the settings that the platform will have.
         replace_features: features that the target has already, and that are others, are replaced.
+        artifacts: where models and plots are copied to, as MLflow spells it; None leaves them where they are.
 
     Raises:
         ConfigurationError: a target cannot be moved to.
@@ -64,14 +71,17 @@ def migrate(
         raise InvalidRequest(f"{source.home} has no {file.name}: name the home folder to move from, by --from")
     _require_key(source, target)
     before, after = FeatureStores(source), FeatureStores(target)
+    uris = source.resolved_tracking_uri, target.resolved_tracking_uri
     elsewhere = {
         "database": source.resolved_database_url != target.resolved_database_url,
         "online": len({stores.online(STATE_VIEWS[0])[0].place for stores in (before, after)}) > 1,
         "offline": before.offline_folder != after.offline_folder,
-        "models": models.are_to_move(source.resolved_tracking_uri, target.resolved_tracking_uri),
+        "models": models.are_to_move(*uris),
     }
     if not any(elsewhere.values()):
         raise InvalidRequest(f"the settings name the stores in {source.home} already: set {_SWITCHES}")
+    if artifacts is not None and not elsewhere["models"]:
+        raise InvalidRequest(f"models do not move, so their files cannot: see {variable('mlflow_tracking_uri')}")
     with ExitStack() as stack:
         there = stack.enter_context(_opened(source))
         tables.require_no_writer(there, now_ms=clock())
@@ -84,7 +94,7 @@ def migrate(
             with _opened(target) as here:
                 _require_unused(here, clock)
         if elsewhere["models"]:  # before the long transaction, for which the indexes that MLflow makes would wait
-            yield from _equal("models", models.move(source.resolved_tracking_uri, target.resolved_tracking_uri))
+            yield from _equal("models", models.move(*uris, source.mlflow_artifacts, artifacts))
         if elsewhere["database"]:
             here = stack.enter_context(_opened(target))
             _require_unused(here, clock)

@@ -16,6 +16,9 @@ def migrate_store(
     replace_features: Annotated[
         bool, typer.Option("--replace-features", help="Replace other features that the new stores have already.")
     ] = False,
+    artifacts: Annotated[
+        str | None, typer.Option(help="Where to copy models and plots to, such as s3://BUCKET/PATH. [default: nowhere]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Move all that the embedded stores hold to those that the settings name now, and compare the counts.
@@ -27,7 +30,9 @@ def migrate_store(
 
     quiet_third_parties()
     target = load_settings()
-    moved = migrate(embedded(source or target.home, target), target, replace_features=replace_features)
+    moved = migrate(
+        embedded(source or target.home, target), target, replace_features=replace_features, artifacts=artifacts
+    )
     if as_json:
         print_json_lines(map(asdict, list(moved)))
         return
