@@ -134,7 +134,10 @@ class Screen:
             self._read()
             return all(text in self.now() for text in texts)
 
-        wait_until(there, timeout_s=60, what=f"{', '.join(texts)} on the screen")
+        try:
+            wait_until(there, timeout_s=60, what=f"{', '.join(texts)} on the screen")
+        except AssertionError as error:
+            raise AssertionError(f"{error}, which shows: {self.now()[-2000:]!r}") from None
 
     def now(self) -> str:
         """What was drawn last, without colours."""

@@ -1,5 +1,6 @@
 """The served log as Parquet in the offline store, on every backend, and read by Feast."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,9 @@ from feast.feature_logging import LoggingConfig
 from feast.infra.offline_stores.file_source import FileLoggingDestination
 
 from tests.support import forecasts_of, served_by
+from urlhealth.background import Background
 from urlhealth.crawl import migrations
+from urlhealth.crawl.crawler import Crawler
 from urlhealth.crawl.database import writing
 from urlhealth.crawl.schema import pipeline_positions
 from urlhealth.errors import LeaseLost, StoreUnavailable
@@ -300,14 +303,16 @@ def test_days_are_dropped_when_they_are_older_than_probes_are_kept(platform: Pla
     serve(platform, "b", MIDNIGHT_MS)
     platform.served_files.step()
     clock.now_ms += 3 * DAY_MS
-    platform._move_served()
+    crawler = Crawler(platform.crawl, platform.lease, platform._make_engine)
+    background = Background(platform, crawler, threading.Event())
+    background._move_served()
     assert len(in_files(platform)) == 4
     platform.settings = platform.settings.model_copy(update={"keep_probes_days": 3})
     clock.now_ms -= 1
-    platform._move_served()
+    background._move_served()
     assert len(in_files(platform)) == 4
     clock.now_ms += 1
-    platform._move_served()
+    background._move_served()
     assert in_files(platform)["__request_id"].to_list() == ["b", "b"]
 
 

@@ -21,6 +21,7 @@ from celery import Celery
 from celery.worker.control import control_command
 from kombu import Connection, Producer
 from kombu.exceptions import OperationalError
+from kombu.transport import redis as kombu_redis
 
 from urlhealth.errors import one_line
 from urlhealth.probing.broker import (
@@ -201,6 +202,18 @@ class Prober:
         return () if connection is None else (*connection.connection_errors, *connection.channel_errors)
 
 
+class _RedisChannel(kombu_redis.Channel):
+    """Says that its connection is gone, where kombu's own stumbles as it gives messages back, and takes Celery along.
+
+    The writer sends again what is not given back.
+    """
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        if self.connection.client is None:
+            raise ConnectionError("the connection to the broker is gone")
+        return super()._connparams(asynchronous=asynchronous)
+
+
 def run_worker(
     app: Celery, engine: ProbeEngine, *, prefix: str, queues: Sequence[str], concurrency: int, loglevel: str = "INFO"
 ) -> int:
@@ -241,6 +254,7 @@ def run_worker(
         without_mingle=True,
         optimization="fair",
     )
+    kombu_redis.Transport.Channel = _RedisChannel
     gc.freeze()  # what Celery has imported is not walked again and again
     sys.setswitchinterval(SWITCH_S)
     worker.start()
