@@ -122,7 +122,8 @@ class Screen:
         )
         self.process = subprocess.Popen(
             (sys.executable, "-c", begin, str(BIN / "urlhealth"), *arguments),
-            env={**env, "TERM": "xterm", "COLUMNS": "200", "LINES": "40"}, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env={**env, "TERM": "xterm", "COLUMNS": "200", "LINES": "40"},
+            stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
         )  # fmt: skip
         os.close(slave)
         self.written = ""
