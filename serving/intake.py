@@ -5,6 +5,7 @@ All of it is lazy and synchronous: a worker thread pulls the body through it.
 
 import codecs
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -23,6 +24,8 @@ from serving.schemas import Options, TaskOptions, TaskRequest
 from urlhealth.errors import InvalidRequest, InvalidUrls
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_IS_JSON: Final = re.compile(r"application/(json|[^/]+\+json)")
 
 #: Longest line. The longest URL fits in, also with each of its characters escaped.
 MAX_LINE_BYTES: Final = 64 << 10
@@ -220,7 +223,9 @@ async def sent(request: Request, model: type[Model]) -> Model:
         RequestValidationError: saying what is wrong with it.
     """
     body = await request.body()
-    if media_type(request) != "application/json":
+    if not body:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": ""}])
+    if not _IS_JSON.fullmatch(media_type(request)):
         raise RequestValidationError([{"type": "model_attributes_type", "loc": ("body",), "msg": ""}])
     try:
         value = orjson.loads(body)

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 import orjson
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 
 from serving.access import CALLER
 from serving.dependencies import Cursor, Limit, Owner, PlatformDep
@@ -19,12 +20,13 @@ from urlhealth.platform import Platform
 
 router = APIRouter(prefix="/api/v1/predictions", tags=["predictions"])
 
+_LONGEST_MODEL: Final = 200
 _MODEL: Final = {
     "name": "model",
     "in": "query",
     "required": False,
     "description": "`url-health@ALIAS` or a version; else the champion.",
-    "schema": {"type": "string"},
+    "schema": {"type": "string", "maxLength": _LONGEST_MODEL},
     "example": "3",
 }
 _EXAMPLE: Final = {"urls": ["https://example.com", "https://example.org/status"], "horizons": ["1h", "24h"]}
@@ -39,7 +41,7 @@ _EXAMPLE: Final = {"urls": ["https://example.com", "https://example.org/status"]
 )
 async def predict(request: Request) -> Response:
     """How likely each URL is to fail within each horizon. A URL never seen has status `missing`, and no probability."""
-    body, model = await sent(request, PredictionsRequest), request.query_params.get("model")
+    body, model = await sent(request, PredictionsRequest), _asked_model(request)
     platform: Platform = request.app.state.platform
     request_id, owner = request.state.request_id, request.scope[CALLER].owner
     ask = partial(
@@ -75,3 +77,11 @@ def by_risk(
     """What is kept of every target that was ever probed: made anew after each probe, and every few minutes."""
     page = platform.current.riskiest(horizon=horizon, limit=limit, cursor=cursor, group=group, tag=tag, owner=owner)
     return Listing(items=[CurrentItem.of_current(item) for item in page.items], next_cursor=page.next_cursor)
+
+
+def _asked_model(request: Request) -> str | None:
+    model = request.query_params.get("model")
+    if model is not None and len(model) > _LONGEST_MODEL:
+        words = f"it has more than {_LONGEST_MODEL} characters"
+        raise RequestValidationError([{"type": "string_too_long", "loc": ("query", "model"), "msg": words}])
+    return model

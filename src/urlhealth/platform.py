@@ -176,7 +176,7 @@ class Platform:
     def service_models(self) -> "ServiceModels":
         from urlhealth.prediction.services import ServiceModels
 
-        return ServiceModels(self.settings, feast=self.features.feast, clock=self.clock)
+        return ServiceModels(self.settings, feast=self.features.feast)
 
     @cached_property
     def predictor(self) -> "Predictor":

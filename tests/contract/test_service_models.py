@@ -301,6 +301,26 @@ def test_what_is_asked_at_once_is_answered_together_and_each_gets_its_own(world:
     assert [isinstance(scores, InvalidRequest) for scores in found] == [False, False, True, True, False]
 
 
+def test_what_is_wrong_in_each_of_two_is_not_right_in_both(world: World) -> None:
+    """Two questions with too few values of one key each: joined, they would have as many of both."""
+    world.register(fitted(HistGradientBoostingClassifier(max_iter=3, random_state=0), NAMES))
+    world.platform.service_models.refresh()
+    model = world.platform.service_models.named("churn")
+    asked: list[dict[str, list[Any]]] = [{"shop": [1, 2], "other": [1]}, {"shop": [3], "other": [4, 5]}]
+
+    async def ask_all() -> list[Any]:
+        return await asyncio.gather(*(model.answer(each, now_ms=0) for each in asked), return_exceptions=True)
+
+    assert [type(each) for each in asyncio.run(ask_all())] == [InvalidRequest] * 2
+
+
+def test_another_version_is_loaded_once(world: World) -> None:
+    first = world.register(fitted(LogisticRegression(), NAMES))
+    world.register(fitted(LogisticRegression(), NAMES))
+    models = world.platform.service_models
+    assert models.named("churn", first) is models.named("churn", first)
+
+
 def test_what_was_served_is_logged(world: World, http: TestClient) -> None:
     version = world.register(fitted(HistGradientBoostingClassifier(max_iter=5, random_state=0), NAMES))
     world.platform.service_models.refresh()

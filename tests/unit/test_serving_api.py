@@ -472,6 +472,15 @@ class TestBadInput:
     def test_bad_predictions(self, http: TestClient, body: dict[str, Any]) -> None:
         assert_problem(http.post("/api/v1/predictions", json=body), 422, "invalid-request")
 
+    def test_bad_requests_for_predictions(self, http: TestClient) -> None:
+        body = {"urls": ["https://a.example"]}
+        long = http.post("/api/v1/predictions", params={"model": "9" * 201}, json=body)
+        assert assert_problem(long, 422, "invalid-request")["errors"][0]["parameter"] == "model"
+        empty = http.post("/api/v1/predictions", content=b"", headers=JSON)
+        assert "missing" in assert_problem(empty, 422, "invalid-request")["detail"]
+        form = http.post("/api/v1/predictions", data={"urls": "https://a.example"})
+        assert "application/json" in assert_problem(form, 422, "invalid-request")["detail"]
+
     def test_bad_options(self, http: TestClient) -> None:
         body = {"urls": ["https://a.example"], "options": {"timeout_s": -1, "verify": False}}
         problem = assert_problem(http.post(TASKS, json=body), 422, "invalid-request")

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -19,8 +19,9 @@ import numpy.typing as npt
 from urlhealth.errors import ModelMismatch, NotFound, UrlHealthError, one_line
 from urlhealth.prediction.batching import Gatherer
 from urlhealth.prediction.champion import alias_version, has_registry, read_version
+from urlhealth.prediction.versions import KEPT
 from urlhealth.settings import Settings
-from urlhealth.vocabulary import CHAMPION, NO_HORIZON, Clock, Forecasts, Freshness, Health
+from urlhealth.vocabulary import CHAMPION, NO_HORIZON, Forecasts, Freshness, Health
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -77,6 +78,8 @@ class ServiceModel:
 
     async def answer(self, entities: Mapping[str, Sequence[Any]], *, now_ms: int) -> Scores:
         """:meth:`score` in an event loop, for a few entities, together with what else is asked in this turn of it."""
+        if len({*map(len, entities.values())}) != 1:
+            return self.score(entities, now_ms=now_ms)  # says what is wrong; beside others it might come right
         return await self._gatherer.ask((entities, now_ms))
 
     def score(self, entities: Mapping[str, Sequence[Any]], *, now_ms: int) -> Scores:
@@ -145,11 +148,12 @@ def _in_words(entities: Mapping[str, Sequence[Any]]) -> list[str]:
 class ServiceModels:
     """Loads such models when they are first asked for, and follows their alias `champion`."""
 
-    def __init__(self, settings: Settings, *, feast: Callable[[], "FeatureStore"], clock: Clock) -> None:
+    def __init__(self, settings: Settings, *, feast: Callable[[], "FeatureStore"]) -> None:
         """`feast`: gives the repo, whose definitions are read when a model is loaded."""
         self._uri = settings.resolved_tracking_uri
         self._feast = feast
-        self.clock = clock
+        #: By name and version; a version does not change.
+        self._version = lru_cache(maxsize=KEPT)(self._load)
         self._lock = threading.Lock()
         self._champions: dict[str, ServiceModel] = {}
         #: Why a newer version of a model does not serve, by the model's name.
@@ -170,9 +174,9 @@ class ServiceModels:
             champion = self._champions.get(name)
             if version is None:
                 if champion is None:
-                    champion = self._champions[name] = self._load(name, self._champion_version(name))
+                    champion = self._champions[name] = self._version(name, self._champion_version(name))
                 return champion
-            return champion if champion is not None and champion.version == version else self._load(name, version)
+            return champion if champion is not None and champion.version == version else self._version(name, version)
 
     def refresh(self) -> None:
         """Replace the champions whose alias has moved. One that cannot be loaded leaves the old one serving."""
@@ -180,7 +184,7 @@ class ServiceModels:
             try:
                 version = self._champion_version(name)
                 if version != champion.version:
-                    self._champions[name] = self._load(name, version)
+                    self._champions[name] = self._version(name, version)
                     log.info("model %s version %s serves", name, version)
                 self.problems.pop(name, None)
             except (UrlHealthError, OSError) as error:
