@@ -14,7 +14,8 @@ import numpy.typing as npt
 from models import evaluation, registry
 from models.dataset import Dataset
 from urlhealth.prediction.champion import DIGEST
-from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster, digest_of
+from urlhealth.prediction.estimators import HealthForecaster
+from urlhealth.prediction.model_files import TRUSTED_TYPES, digest_of
 from urlhealth.settings import ROOT
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES
 

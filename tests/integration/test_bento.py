@@ -25,7 +25,8 @@ from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import BUNDLED
-from urlhealth.prediction.estimators import TRUSTED_TYPES, HealthForecaster
+from urlhealth.prediction.estimators import HealthForecaster
+from urlhealth.prediction.model_files import TRUSTED_TYPES
 from urlhealth.prediction.served_files import DATASET
 from urlhealth.settings import Settings
 from urlhealth.vocabulary import MODEL_NAME, PROBABILITIES

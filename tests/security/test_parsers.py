@@ -30,7 +30,7 @@ from urlhealth.link_check import Baseline, links_in
 from urlhealth.monitors_cli import _read
 from urlhealth.platform import Platform
 from urlhealth.prediction.champion import Champion
-from urlhealth.prediction.estimators import load_forecaster
+from urlhealth.prediction.model_files import load_forecaster
 from urlhealth.probing.broker import Batch, Report, heard
 from urlhealth.probing.conditions import jsonpath_problem, regex_problem, unmet
 from urlhealth.settings import Settings

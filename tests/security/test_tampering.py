@@ -30,7 +30,7 @@ from urlhealth.feast_stores import segments
 from urlhealth.feast_stores.compaction import Compactor
 from urlhealth.feast_stores.stores import FeatureStores
 from urlhealth.prediction.champion import BUNDLED_FILE, ChampionWatch
-from urlhealth.prediction.estimators import read_forecaster
+from urlhealth.prediction.model_files import read_forecaster
 from urlhealth.probing.process import Results
 from urlhealth.settings import ROOT, Settings
 from urlhealth.vocabulary import Attempt, Outcome

@@ -13,7 +13,8 @@ from urlhealth.errors import ModelMismatch
 from urlhealth.features.catalog import VECTOR
 from urlhealth.features.columns import names
 from urlhealth.prediction.champion import BUNDLED_FILE, load_bundled
-from urlhealth.prediction.estimators import TRUSTED_TYPES, Forest, HealthForecaster, LogitMean, load_forecaster
+from urlhealth.prediction.estimators import Forest, HealthForecaster, LogitMean
+from urlhealth.prediction.model_files import TRUSTED_TYPES, load_forecaster
 from urlhealth.vocabulary import PROBABILITIES
 
 FEATURES = list(names(VECTOR))

@@ -191,7 +191,7 @@ def load_bundled() -> "HealthForecaster":
     Raises:
         ModelMismatch: the file is not the one of this version.
     """
-    from urlhealth.prediction.estimators import read_forecaster
+    from urlhealth.prediction.model_files import read_forecaster
 
     return read_forecaster(BUNDLED_FILE)
 
@@ -204,7 +204,7 @@ def load_version(tracking_uri: str, version: str) -> "HealthForecaster":
         NotFound: it is not registered.
         StoreUnavailable: its files cannot be read.
     """
-    from urlhealth.prediction.estimators import load_forecaster
+    from urlhealth.prediction.model_files import load_forecaster
 
     return read_version(tracking_uri, MODEL_NAME, version, load_forecaster)
 
@@ -220,7 +220,7 @@ def read_version(tracking_uri: str, name: str, version: str, read: Callable[[Pat
     import mlflow.artifacts
     from mlflow import MlflowClient
 
-    from urlhealth.prediction.estimators import require_digest
+    from urlhealth.prediction.model_files import require_digest
 
     source = None
     with TemporaryDirectory(prefix="urlhealth-model-") as folder:

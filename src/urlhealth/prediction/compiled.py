@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from urlhealth.errors import ModelMismatch
-from urlhealth.prediction.estimators import Forest
+from urlhealth.prediction.estimators import Forest, probability_of
 
 Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
@@ -68,10 +68,10 @@ def compiled(forest: Forest, *, columns: int) -> Scorer:
 
     def ask(X: Floats32) -> Floats:
         (logits,) = session.run(["logits"], {"X": X})
-        return _probability(logits[:, 0].astype(np.float64))
+        return probability_of(logits[:, 0].astype(np.float64))
 
     X = _rows_of_all_kinds(forest, columns)
-    difference = np.abs(ask(X) - _probability(forest.logits(X.astype(np.float64)))).max()
+    difference = np.abs(ask(X) - probability_of(forest.logits(X.astype(np.float64)))).max()
     if not difference <= PARITY:
         raise ModelMismatch(f"compiled, its trees say otherwise by {difference:.1e}")
     return ask
@@ -89,10 +89,6 @@ def _rows_of_all_kinds(forest: Forest, columns: int) -> Floats32:
             X[:, feature] = rng.choice(thresholds, _PARITY_ROWS) + rng.choice([-1.0, 0.0, 1.0], _PARITY_ROWS)
     X[rng.random(X.shape) < _MISSING_SHARE] = np.nan
     return X
-
-
-def _probability(logits: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(0.5 * logits))
 
 
 def _graph(forest: Forest, columns: int) -> bytes:

@@ -1,15 +1,13 @@
 """What the registered model is made of. Imported only where a model is fitted or loaded, for it imports scikit-learn.
 
 scikit-learn does the fitting; what is kept of it is plain NumPy arrays. So a saved model holds no type but the classes
-of this module (:data:`TRUSTED_TYPES`); a crafted file can at worst give wrong numbers or an exception, where one with
+of this module (`model_files.py`); a crafted file can at worst give wrong numbers or an exception, where one with
 scikit-learn's own trees can crash the process; and one row is scored in a sixth of the time that
 `HistGradientBoostingClassifier.predict_proba` takes.
 """
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,18 +15,9 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
 from urlhealth.errors import ModelMismatch
-from urlhealth.features.catalog import VECTOR
-from urlhealth.features.columns import names
 from urlhealth.vocabulary import HORIZONS_H, PROBABILITIES
 
 Floats = npt.NDArray[np.float64]
-
-#: Classes that a saved model may consist of, beside NumPy arrays and plain values. A file with any other is refused.
-TRUSTED_TYPES: Final = (
-    "urlhealth.prediction.estimators.Forest",
-    "urlhealth.prediction.estimators.HealthForecaster",
-    "urlhealth.prediction.estimators.LogitMean",
-)
 
 #: `C` of the logistic regressions, in the order of `PROBABILITIES`: the less, the closer to the base rate. Rows an hour
 #: apart tell little new, so it is far less than for independent ones, and the less the longer the horizon. See
@@ -517,7 +506,7 @@ class HealthForecaster(BaseEstimator):
         for (columns, together), wanted in zip(self._together, (~failing, failing), strict=True):
             rows = np.flatnonzero(wanted)
             for some in np.split(rows, range(_CHUNK, len(rows), _CHUNK)) if len(rows) else ():
-                P[some[:, None], columns] = _probability(together.logits(X[some])).T
+                P[some[:, None], columns] = probability_of(together.logits(X[some])).T
         horizons = len(HORIZONS_H)
         P[:, :horizons] = np.maximum.accumulate(P[:, :horizons], axis=1)
         P[:, horizons:] = np.minimum(P[:, horizons:], P[:, :horizons])
@@ -562,7 +551,7 @@ class HealthForecaster(BaseEstimator):
         if hasattr(X, "columns"):
             given = [str(name) for name in X.columns]
             if given != self.feature_names_in_.tolist():
-                raise ModelMismatch(_difference(self.feature_names_in_.tolist(), given))
+                raise ModelMismatch(difference(self.feature_names_in_.tolist(), given))
         values = np.asarray(X, dtype=np.float64)
         if values.ndim != 2 or values.shape[1] != self.n_features_in_:
             raise ModelMismatch(f"the model takes rows of {self.n_features_in_} features, not shape {values.shape}")
@@ -570,94 +559,13 @@ class HealthForecaster(BaseEstimator):
         return values[:, self.used_columns_], values[:, self.state_column_] > 0.5
 
 
-def load_forecaster(folder: Path) -> HealthForecaster:
-    """The forecaster in a local MLflow model folder; raises as :func:`skops_file` and :func:`read_forecaster` do."""
-    return read_forecaster(skops_file(folder))
-
-
-def require_digest(folder: Path, digest: str | None) -> None:
-    """Make sure that the model in a local MLflow model folder is the one that was registered.
-
-    Args:
-        digest: what :func:`digest_of` gave when it was registered; None where that was not noted.
-
-    Raises:
-        ModelMismatch: it is another.
-        OSError: it cannot be read (now).
-    """
-    if digest is not None and digest_of(folder) != digest:
-        raise ModelMismatch(
-            f"{skops_file(folder)} is not what was registered: its digest is another. Restore it, or train anew"
-        )
-
-
-def digest_of(folder: Path) -> str:
-    """Digest of the model in a local MLflow model folder, hexadecimal; raises as :func:`skops_file`."""
-    try:
-        return hashlib.sha256(skops_file(folder).read_bytes()).hexdigest()
-    except FileNotFoundError as error:
-        raise ModelMismatch(f"{folder} is no MLflow folder of a scikit-learn model: {error!r}") from error
-
-
-def skops_file(folder: Path) -> Path:
-    """The file of the scikit-learn model in a local MLflow model folder, read without MLflow.
-
-    Raises:
-        ModelMismatch: it is no such folder, or the model is kept as something else, such as a pickle.
-        OSError: it cannot be read (now).
-    """
-    import yaml
-
-    try:
-        flavor = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))["flavors"]["sklearn"]
-        serialization, file = flavor["serialization_format"], Path(str(flavor["pickled_model"])).name
-    except (FileNotFoundError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ModelMismatch(f"{folder} is no MLflow folder of a scikit-learn model: {error!r}") from error
-    if serialization != "skops":
-        raise ModelMismatch(f"the model in {folder} was saved as {serialization}: only skops is loaded, so save it so")
-    return folder / file
-
-
-def read_skops(file: Path, *, trusted: Sequence[str] = TRUSTED_TYPES) -> Any:
-    """What a skops file holds, made of these types, and of those that skops knows to be harmless.
-
-    The list of types that a model proposes to trust is not heeded.
-
-    Raises:
-        ModelMismatch: it cannot be loaded so.
-        OSError: it cannot be read (now).
-    """
-    import skops.io
-
-    try:
-        return skops.io.load(file, trusted=list(trusted))
-    except OSError:
-        raise
-    except Exception as error:  # skops raises whatever a bad file makes it meet.
-        raise ModelMismatch(f"{file} cannot be loaded: {error}") from error
-
-
-def read_forecaster(file: Path) -> HealthForecaster:
-    """The forecaster in a skops file.
-
-    Raises:
-        ModelMismatch: it holds none, or one that was trained for other features than this version has.
-        OSError: it cannot be read (now).
-    """
-    forecaster = read_skops(file)
-    if not isinstance(forecaster, HealthForecaster):
-        raise ModelMismatch(f"{file} holds a {type(forecaster).__name__}, not a HealthForecaster")
-    trained = [str(name) for name in forecaster.feature_names_in_]
-    if trained != list(names(VECTOR)):
-        raise ModelMismatch(f"{_difference(trained, list(names(VECTOR)))}; train anew with `urlhealth train`")
-    return forecaster
-
-
-def _probability(logits: Floats) -> Floats:
+def probability_of(logits: Floats) -> Floats:
+    """The probabilities with these log-odds."""
     return 0.5 * (1 + np.tanh(0.5 * logits))
 
 
-def _difference(trained: list[str], given: list[str]) -> str:
+def difference(trained: list[str], given: list[str]) -> str:
+    """In words, how the features of a model differ from those that there are."""
     if sorted(trained) == sorted(given):
         return "the model was trained with the same features in another order"
     missing = ", ".join(name for name in trained if name not in given) or "none"

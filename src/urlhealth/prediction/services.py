@@ -298,7 +298,7 @@ def _read(folder: Path) -> Any:
     import skops.io
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    from urlhealth.prediction.estimators import read_skops, skops_file
+    from urlhealth.prediction.model_files import read_skops, skops_file
 
     file = skops_file(folder)
     classifier = read_skops(file, trusted=_TREES)
