@@ -478,6 +478,8 @@ class TestBadInput:
         assert assert_problem(long, 422, "invalid-request")["errors"][0]["parameter"] == "model"
         empty = http.post("/api/v1/predictions", content=b"", headers=JSON)
         assert "missing" in assert_problem(empty, 422, "invalid-request")["detail"]
+        kind = {"content-type": "application/merge-patch+json"}
+        assert http.post("/api/v1/predictions", content=json.dumps(body), headers=kind).status_code == 200
         form = http.post("/api/v1/predictions", data={"urls": "https://a.example"})
         assert "application/json" in assert_problem(form, 422, "invalid-request")["detail"]
 
